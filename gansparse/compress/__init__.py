@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""compress."""
+"""Compression: Table 1 as a table (`recipes`), the losses of eq. 3-9, one trainer for all."""
+
+from gansparse.compress.config import Reading, TrainConfig
+from gansparse.compress.recipes import RECIPES, Recipe
+from gansparse.compress.trainer import Result, Trainer
+
+__all__ = ["RECIPES", "Reading", "Recipe", "Result", "TrainConfig", "Trainer"]

@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Configuration of a run, as one frozen dataclass that is saved with every checkpoint."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+from gansparse.errors import InputError
+
+D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "fixed")
+REDUCTIONS = ("sample", "batch")
+OUTPUT_TERMS = ("mse", "l1", "features", "none")
+NORMS = ("batch", "running")
+LR_DECAYS = ("none", "linear", "cosine")
+PRECISIONS = ("fp32", "bf16")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What the paper leaves open, each a named option (docs/results.md compares them).
+
+    Attributes:
+        d_update: how D learns while it supervises. ``consistency``: it minimises L_DC of eq. 6
+            itself; ``adversarial-original``: its own loss with G_O's pictures as the fakes;
+            ``adversarial-compressed``: the same with G_C's; ``fixed``: not at all.
+        reduction: |l_O - l_C| of each ``sample``, or of ``batch`` means.
+        output_term: distance of the outputs beside eq. 9: ``mse`` or ``l1`` of pixels,
+            ``features`` of D at every layer, or ``none``.
+        output_weight: its weight.
+        feature_weight: weight of the distance of D's features in addition to the output term.
+        g_norm: BatchNorm of G_C in training: ``batch`` statistics, or ``running`` ones.
+        d_norm: BatchNorm of D while it supervises: likewise.
+    """
+
+    d_update: str = "consistency"
+    reduction: str = "sample"
+    output_term: str = "mse"
+    output_weight: float = 30.0
+    feature_weight: float = 0.0
+    g_norm: str = "batch"
+    d_norm: str = "running"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Everything a run depends on besides the task.
+
+    Attributes:
+        recipe: letter of Table 1.
+        steps: optimizer steps of the generator.
+        sparsity: share of zeros in the pruned weights, 0 <= s < 1.
+        granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
+        vector_size: output channels that share a pattern (granularity ``vector``).
+        scope: the ratio holds in each ``layer`` or over all of them (``global``).
+        include: module names (globs) or types to prune; empty: every convolution.
+        exclude: module names or types to leave dense.
+        lambda_: weight of L_DC in eq. 9.
+        reading: the paper's open points.
+        lr: generator's learning rate; None: the task's.
+        d_lr: discriminator's learning rate; None: as the generator's.
+        lr_decay: ``none``, ``linear`` or ``cosine`` to zero, over all steps.
+        ema: decay of the exponential moving average of G_C's weights; 0: none.
+        recalibration: batches whose statistics replace BatchNorm's running ones at the end.
+        precision: ``fp32``, or ``bf16`` autocast.
+        seed: of initial weights; the task's batches have their own.
+        log_every: steps between two logged lines.
+        save_every: steps between two checkpoints; 0: only at the end.
+    """
+
+    recipe: str = "b"
+    steps: int = 938
+    sparsity: float = 0.75
+    granularity: str = "element"
+    vector_size: int = 16
+    scope: str = "layer"
+    include: tuple[str, ...] = ()
+    exclude: tuple[str, ...] = ()
+    lambda_: float = 0.5
+    reading: Reading = field(default_factory=Reading)
+    lr: float | None = None
+    d_lr: float | None = None
+    lr_decay: str = "none"
+    ema: float = 0.999
+    recalibration: int = 50
+    precision: str = "fp32"
+    seed: int = 0
+    log_every: int = 10
+    save_every: int = 200
+
+    def __post_init__(self) -> None:
+        """Refuses values outside their range, each with one line."""
+        reading = self.reading
+        _one_of("d_update", reading.d_update, D_UPDATES)
+        _one_of("reduction", reading.reduction, REDUCTIONS)
+        _one_of("output_term", reading.output_term, OUTPUT_TERMS)
+        _one_of("g_norm", reading.g_norm, NORMS)
+        _one_of("d_norm", reading.d_norm, NORMS)
+        _one_of("lr_decay", self.lr_decay, LR_DECAYS)
+        _one_of("precision", self.precision, PRECISIONS)
+        _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
+        _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
+        _in_range("lambda_", self.lambda_, 0.0, math.inf)
+        _in_range("output_weight", reading.output_weight, 0.0, math.inf)
+        _in_range("feature_weight", reading.feature_weight, 0.0, math.inf)
+        for name in ("lr", "d_lr"):
+            if getattr(self, name) is not None:
+                _in_range(name, getattr(self, name), 0.0, math.inf)
+        for name, least in (("steps", 1), ("log_every", 1), ("save_every", 0), ("recalibration", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
+        """The inverse of `to_dict`."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        unknown = sorted(set(values) - known)
+        if unknown:
+            raise InputError(f"configuration holds unknown fields {unknown}")
+        fields = dict(values)
+        fields["reading"] = Reading(**fields.get("reading", {}))
+        for name in ("include", "exclude"):
+            fields[name] = tuple(fields.get(name, ()))
+        return cls(**fields)
+
+
+def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise InputError(f"{name} must be one of {', '.join(choices)}, got {value!r}")
+
+
+def _in_range(name: str, value: float, low: float, high: float, open_top: bool = False) -> None:
+    if not (low <= value < high if open_top else low <= value <= high) or math.isinf(value):
+        bounds = f"{low:g} <= {name} {'<' if open_top else '<='} {high:g}"
+        raise InputError(f"{name} must be {bounds}, got {value}")

@@ -1,0 +1,110 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The fifteen ways to compress a GAN: Yu & Pool 2020, Table 1 (and its author response for o).
+
+Lay this file beside the table: one row each, same columns. `trainer.py` reads the row; there is no
+subclass per technique. What the paper leaves open is not in the row but in `Reading`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from gansparse.errors import InputError
+
+GObjective = Literal["adversarial", "self-supervised", "distillation", "not yet"]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One row of Table 1.
+
+    Attributes:
+        key: the paper's letter.
+        technique: the paper's name.
+        generators: which generators are used: ``dense``, ``sparse`` or ``dense + sparse``.
+        g_init: where the generator to be deployed starts: ``dense`` (from G_O) or ``random``.
+        d_kind: ``dense``, ``sparse`` or ``none``.
+        d_init: ``pretrained``, ``random`` or ``none``.
+        d_fixed: whether D's weights stay as they start; None where there is no D.
+        l_gc, l_dc: generator and discriminator loss of the compressed path.
+        l_go, l_do: generator and discriminator loss of the original path.
+        schedule: ``none``, ``one-shot`` or ``agp`` (Zhu & Gupta 2018).
+        objective: what the generator minimises. ``self-supervised`` is eq. 9, ``adversarial`` the
+            GAN's own loss, ``distillation`` the distance of the two generators' outputs,
+            ``not yet`` marks a technique of the table that the trainer can't run so far.
+        published_fid: StarGAN, CelebA, 50 % element sparsity (Table 1).
+        seen: what the paper saw in the pictures.
+    """
+
+    key: str
+    technique: str
+    generators: str
+    g_init: str
+    d_kind: str
+    d_init: str
+    d_fixed: bool | None
+    l_gc: bool
+    l_dc: bool
+    l_go: bool
+    l_do: bool
+    schedule: str
+    objective: GObjective
+    published_fid: float | None
+    seen: str
+
+    @property
+    def runnable(self) -> bool:
+        """Whether the trainer can run this row."""
+        return self.objective != "not yet"
+
+    @property
+    def prunes(self) -> bool:
+        """Whether the deployed generator is pruned."""
+        return self.schedule != "none"
+
+
+_YES, _NO = True, False
+# fmt: off
+_ROWS = (
+    #      technique                                    generators        g_init    d_kind    d_init        d_fixed l_gc  l_dc  l_go  l_do  schedule    objective          FID      seen
+    Recipe("a", "no compression",                       "dense",          "random", "dense",  "random",     False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     6.113,   "good"),
+    Recipe("b", "self-supervised",                      "dense + sparse", "dense",  "dense",  "pretrained", False, _YES, _YES, _YES, _YES, "agp",      "self-supervised", 6.929,   "good"),
+    Recipe("c", "small dense network",                  "dense",          "random", "dense",  "random",     False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     72.821,  "mode collapse"),
+    Recipe("d", "one-shot pruning, fine-tuning",        "sparse",         "dense",  "dense",  "pretrained", False, _YES, _YES, _NO,  _NO,  "one-shot", "adversarial",     24.404,  "artifacts"),
+    Recipe("e", "gradual pruning, fine-tuning",         "sparse",         "dense",  "dense",  "random",     False, _YES, _YES, _NO,  _NO,  "agp",      "adversarial",     35.677,  "artifacts"),
+    Recipe("f", "gradual pruning in first training",    "sparse",         "random", "dense",  "random",     False, _YES, _YES, _NO,  _NO,  "agp",      "adversarial",     84.941,  "no faces"),
+    Recipe("g", "one-shot pruning, distillation",       "dense + sparse", "dense",  "none",   "none",       None,  _YES, _NO,  _YES, _NO,  "one-shot", "distillation",    45.461,  "mode collapse"),
+    Recipe("h", "gradual pruning with distillation",    "dense + sparse", "dense",  "dense",  "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         38.985,  "color artifacts"),
+    Recipe("i", "gradual pruning, distillation, D fixed", "dense + sparse", "dense", "dense", "pretrained", True,  _YES, _YES, _NO,  _NO,  "agp",      "not yet",         15.182,  "artifacts"),
+    Recipe("j", "adversarial learning",                 "dense + sparse", "random", "dense",  "random",     False, _YES, _YES, _YES, _YES, "agp",      "not yet",         92.721,  "mode collapse"),
+    Recipe("k", "knowledge distillation",               "dense + sparse", "random", "dense",  "random",     False, _YES, _NO,  _YES, _YES, "agp",      "distillation",    103.094, "mode collapse"),
+    Recipe("l", "distillation of intermediate layers",  "dense + sparse", "dense",  "dense",  "pretrained", True,  _NO,  _NO,  _NO,  _NO,  "agp",      "not yet",         194.026, "no faces"),
+    Recipe("m", "E-M quantization",                     "dense + sparse", "dense",  "sparse", "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         159.767, "color artifacts"),
+    Recipe("n", "prune both G and D",                   "dense + sparse", "dense",  "sparse", "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         46.453,  "mode collapse"),
+    Recipe("o", "small dense network, trained D",       "dense",          "random", "dense",  "pretrained", False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     None,    "not published"),
+)
+# fmt: on
+
+RECIPES: dict[str, Recipe] = {row.key: row for row in _ROWS}
+
+
+def get_recipe(key: str) -> Recipe:
+    """The row of a technique.
+
+    Raises:
+        InputError: no such letter, or the trainer can't run that technique yet.
+
+    Example:
+        >>> get_recipe("b").technique
+        'self-supervised'
+    """
+    runnable = ", ".join(row.key for row in _ROWS if row.runnable)
+    recipe = RECIPES.get(key)
+    if recipe is None:
+        raise InputError(f"recipe must be a letter of Table 1, a to o, got {key!r} ({runnable} run)")
+    if not recipe.runnable:
+        raise InputError(
+            f"recipe {key!r} ({recipe.technique}) is in the table but does not run yet: {runnable} do"
+        )
+    return recipe

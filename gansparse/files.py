@@ -1,0 +1,161 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files that are either whole or not there: atomic writes, and weights from strangers."""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from gansparse.errors import CheckpointError, OutputError
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[Path]:
+    """Yields a temporary path beside ``path``; moves it there when the block ends without error.
+
+    Raises:
+        OutputError: the disk is full, the folder can't be written, ...; ``path`` is as before.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        _sync(temporary)
+        temporary.chmod(0o644)
+        os.replace(temporary, path)
+    except (OSError, SafetensorError) as error:
+        raise _output_error(path, error) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Like `atomic_file` for a folder; an existing folder of that name is replaced.
+
+    Raises:
+        OutputError: it could not be written; ``path`` is as before.
+    """
+    temporary: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}-"))
+        yield temporary
+        for item in temporary.iterdir():
+            _sync(item)
+        temporary.chmod(0o755)
+        if path.exists():
+            shutil.rmtree(path)
+        os.replace(temporary, path)
+        _sync(path.parent)
+    except (OSError, SafetensorError) as error:
+        raise _output_error(path, error) from error
+    finally:
+        if temporary is not None:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _output_error(path: Path, error: Exception) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return OutputError(f"could not write {path}: {reason}; free space or choose another --out")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Writes JSON atomically."""
+    with atomic_file(path) as temporary:
+        temporary.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+
+
+def read_json(path: Path) -> Any:
+    """Reads JSON, or says in one line why not."""
+    try:
+        return json.loads(path.read_text())
+    except OSError as error:
+        raise CheckpointError(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Writes tensors as safetensors, atomically.
+
+    Args:
+        path: target; its folder is made.
+        tensors: name -> tensor of any device; written contiguous.
+        metadata: strings kept in the file's header.
+
+    Raises:
+        OutputError: it could not be written; an older file of that name is untouched.
+    """
+    packed = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
+    with atomic_file(path) as temporary:
+        save_file(packed, temporary, dict(metadata or {}))
+
+
+def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Reads a state_dict from a safetensors file, or from a ``.pth`` that holds nothing else.
+
+    Pickles are read with ``weights_only=True``: no code of the file runs.
+
+    Returns:
+        The tensors, and the header's metadata (empty for a ``.pth``).
+
+    Raises:
+        CheckpointError: missing, truncated, or not a state_dict.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"no weights file at {path}")
+    if path.suffix == ".safetensors":
+        try:
+            with safe_open(path, framework="pt") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        except (SafetensorError, OSError) as error:
+            raise CheckpointError(
+                f"{path}: not a whole safetensors file ({error}); copy it again"
+            ) from None
+    return _load_pickle(path), {}
+
+
+def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise CheckpointError(
+            f"{path}: holds more than tensors, which could run code when read; "
+            "save the module's state_dict() instead"
+        ) from None
+    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        line = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(f"{path}: not a whole weights file ({line}); copy it again") from None
+    if not isinstance(state, dict) or not state:
+        raise CheckpointError(f"{path}: not a state_dict but a {type(state).__name__}")
+    strays = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
+    if strays:
+        raise CheckpointError(f"{path}: not a state_dict: entry {strays[0]!r} is no tensor")
+    return state

@@ -1,0 +1,150 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Task DCGAN: pictures from noise, non-saturating loss (Radford et al. 2016; Goodfellow 2014)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from gansparse.data.digits import to_float
+from gansparse.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from gansparse.tasks.gan import Batch, GANTask, Terms
+from gansparse.tasks.sampling import ShuffledBatches, latents
+
+
+def generator_terms(
+    judged_fake: torch.Tensor,  # [N], logits
+    fake: torch.Tensor,
+    batch: Batch,
+) -> Terms:
+    """l_Gen: binary cross entropy of D's logits against "real"."""
+    return {"gen": F.softplus(-judged_fake)}
+
+
+def discriminator_terms(
+    judged_real: torch.Tensor,  # [N], logits
+    judged_fake: torch.Tensor,  # [N], logits
+    batch: Batch,
+) -> Terms:
+    """l_Dis: binary cross entropy of real pictures against "real" and fakes against "fake"."""
+    return {"dis": F.softplus(-judged_real) + F.softplus(judged_fake)}
+
+
+def _as_float(images: torch.Tensor) -> torch.Tensor:
+    return to_float(images) if images.dtype == torch.uint8 else images
+
+
+def latent_task(
+    *,
+    generator: nn.Module,
+    discriminator: nn.Module,
+    images: torch.Tensor,  # [M, C, H, W], uint8, or float in the generator's range
+    latent_shape: tuple[int, ...],
+    batch_size: int = 64,
+    seed: int = 0,
+    name: str = "gan",
+    generator_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
+    discriminator_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    **options: Any,
+) -> GANTask:
+    """Any GAN that makes pictures from noise: a pair of modules, pictures, two loss functions.
+
+    Args:
+        generator: maps latents [N, *latent_shape] to pictures.
+        discriminator: maps pictures to logits, one a sample.
+        images: the training pictures.
+        latent_shape: shape of one latent, ``(100, 1, 1)`` say.
+        batch_size: samples a step.
+        seed: of batches and latents.
+        name: for logs and reports.
+        generator_loss: logits of fakes -> loss of each sample [N]; default: non-saturating BCE.
+        discriminator_loss: logits of real, of fake -> loss of each sample [N]; default: BCE.
+        **options: further fields of `GANTask` (``lr``, ``betas``, ``new_generator``, ...).
+    """
+    batches = ShuffledBatches(images, batch_size, seed)
+
+    def batch(step: int) -> Batch:
+        return {
+            "real": _as_float(batches(step)),
+            "z": latents(seed, step, batch_size, latent_shape),
+        }
+
+    def own_generator_terms(judged: torch.Tensor, fake: torch.Tensor, batch: Batch) -> Terms:
+        assert generator_loss is not None
+        return {"gen": generator_loss(judged.flatten())}
+
+    def own_discriminator_terms(real: torch.Tensor, fake: torch.Tensor, batch: Batch) -> Terms:
+        assert discriminator_loss is not None
+        return {"dis": discriminator_loss(real.flatten(), fake.flatten())}
+
+    return GANTask(
+        name=name,
+        generator=generator,
+        discriminator=discriminator,
+        batch=batch,
+        generate=lambda module, batch: module(batch["z"]),
+        generator_terms=own_generator_terms if generator_loss else generator_terms,
+        discriminator_terms=own_discriminator_terms if discriminator_loss else discriminator_terms,
+        judge=lambda module, pictures, batch: module(pictures).flatten().float(),
+        steps_per_epoch=len(batches),
+        **options,
+    )
+
+
+def dcgan_task(
+    images: torch.Tensor,  # [M, nc, image_size, image_size], uint8
+    *,
+    generator: DCGANGenerator | None = None,
+    discriminator: DCGANDiscriminator | None = None,
+    nz: int = 100,
+    ngf: int = 64,
+    ndf: int = 64,
+    batch_size: int = 64,
+    seed: int = 0,
+    **options: Any,
+) -> GANTask:
+    """DCGAN as in the paper: nz 100, ngf = ndf = 64, 64x64 (Yu & Pool 2020, section 5).
+
+    Args:
+        images: the training pictures.
+        generator: the trained generator; a random one where none is given.
+        discriminator: the trained discriminator; likewise.
+        nz: length of the latent vector.
+        ngf: the generator's base width.
+        ndf: the discriminator's base width.
+        batch_size: samples a step.
+        seed: of batches and latents.
+        **options: further fields of `GANTask`.
+    """
+    channels, size = images.shape[1], images.shape[-1]
+
+    def new_generator() -> nn.Module:
+        return DCGANGenerator(nz, ngf, channels, size)
+
+    def new_discriminator() -> nn.Module:
+        return DCGANDiscriminator(ndf, channels, size)
+
+    def small_generator(share: float) -> nn.Module:
+        target = share * sum(p.numel() for p in new_generator().parameters())
+        candidates = (DCGANGenerator(nz, width, channels, size) for width in range(1, ngf + 1))
+        return min(
+            candidates, key=lambda net: abs(sum(p.numel() for p in net.parameters()) - target)
+        )
+
+    return latent_task(
+        generator=generator if generator is not None else new_generator(),
+        discriminator=discriminator if discriminator is not None else new_discriminator(),
+        images=images,
+        latent_shape=(nz, 1, 1),
+        batch_size=batch_size,
+        seed=seed,
+        name="dcgan",
+        new_generator=new_generator,
+        new_discriminator=new_discriminator,
+        small_generator=small_generator,
+        **options,
+    )
