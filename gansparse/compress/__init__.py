@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression: Table 1 as a table (`recipes`), the losses of eq. 3-9, one trainer for all."""
 
+from gansparse.compress.api import compress, default_steps, load_task
 from gansparse.compress.config import Reading, TrainConfig
 from gansparse.compress.recipes import RECIPES, Recipe
 from gansparse.compress.trainer import Result, Trainer
 
-__all__ = ["RECIPES", "Reading", "Recipe", "Result", "TrainConfig", "Trainer"]
+__all__ = ["RECIPES", "Reading", "Recipe", "Result", "TrainConfig", "Trainer", "compress", "default_steps", "load_task"]

@@ -73,6 +73,9 @@ def latent_task(
             "z": latents(seed, step, batch_size, latent_shape),
         }
 
+    def evaluation(index: int) -> Batch:
+        return {"z": latents(0, index, 100, latent_shape, stream="evaluation")}
+
     def own_generator_terms(judged: torch.Tensor, fake: torch.Tensor, batch: Batch) -> Terms:
         assert generator_loss is not None
         return {"gen": generator_loss(judged.flatten())}
@@ -86,6 +89,8 @@ def latent_task(
         generator=generator,
         discriminator=discriminator,
         batch=batch,
+        evaluation=evaluation,
+        pictures=images,
         generate=lambda module, batch: module(batch["z"]),
         generator_terms=own_generator_terms if generator_loss else generator_terms,
         discriminator_terms=own_discriminator_terms if discriminator_loss else discriminator_terms,

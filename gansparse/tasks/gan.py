@@ -56,6 +56,8 @@ class GANTask:
         discriminator: the trained discriminator D_O.
         batch: step -> batch; must hold ``real`` [N, C, H, W]. A pure function of the step, so
             that a resumed run sees the same batches.
+        pictures: the real pictures [M, C, H, W], uint8, or float in the generator's range.
+        evaluation: index -> batch to score generators with; the same for all of them.
         generate: (generator, batch) -> fake pictures [N, C, H, W].
         generator_terms: (judged fake, fake, batch) -> {"gen": [N], "cla": [N], "rec": [N]}.
         discriminator_terms: (judged real, judged fake, batch) -> {"dis": [N]}.
@@ -76,6 +78,8 @@ class GANTask:
     generator: nn.Module
     discriminator: nn.Module
     batch: Callable[[int], Batch]
+    evaluation: Callable[[int], Batch]
+    pictures: torch.Tensor
     generate: Callable[[nn.Module, Batch], torch.Tensor]
     generator_terms: Callable[[Any, torch.Tensor, Batch], Terms]
     discriminator_terms: Callable[[Any, Any, Batch], Terms]
