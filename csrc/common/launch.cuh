@@ -1,0 +1,48 @@
+// SPDX-License-Identifier: Apache-2.0
+// The host side of a launch: the right device, the caller's stream, a checked result.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+#include <string>
+
+#include "common/check.h"
+
+namespace gansparse {
+
+inline void check_cuda(cudaError_t status, const char* op, const char* what) {
+  if (status != cudaSuccess) {
+    throw DeviceError(std::string(op) + ": " + what + " failed: " + cudaGetErrorString(status));
+  }
+}
+
+// To be called straight after every <<<...>>>. Reports what the launch itself got wrong; it does
+// not wait for the kernel.
+inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op, "kernel launch"); }
+
+// A stream handle as Python passes it (torch.cuda.current_stream().cuda_stream).
+inline cudaStream_t stream_of(uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }
+
+// Makes `device` current while it lives.
+class DeviceGuard {
+ public:
+  DeviceGuard(int device, const char* op) {
+    check_cuda(cudaGetDevice(&previous_), op, "cudaGetDevice");
+    if (device != previous_) {
+      check_cuda(cudaSetDevice(device), op, "cudaSetDevice");
+      changed_ = true;
+    }
+  }
+  ~DeviceGuard() {
+    if (changed_) cudaSetDevice(previous_);  // in a destructor there is no one to tell
+  }
+  DeviceGuard(const DeviceGuard&) = delete;
+  DeviceGuard& operator=(const DeviceGuard&) = delete;
+
+ private:
+  int previous_ = 0;
+  bool changed_ = false;
+};
+
+}  // namespace gansparse

@@ -1,0 +1,102 @@
+// SPDX-License-Identifier: Apache-2.0
+// The extension module gansparse._C: collects the rooms' bindings and tells what was built.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include "common/check.h"
+#include "common/cpu_features.h"
+#include "common/parallel.h"
+#include "common/python_args.h"
+#include "ops/rooms.h"
+#ifdef GANSPARSE_WITH_CUDA
+#include "common/cuda_devices.h"
+#endif
+
+namespace py = pybind11;
+
+namespace gansparse {
+namespace {
+
+void translate_exceptions(std::exception_ptr thrown) {
+  if (!thrown) return;
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const InputError& error) {
+    const py::object type = py::module_::import("gansparse.errors").attr("InputError");
+    py::set_error(type, error.what());
+  } catch (const DeviceError& error) {
+    py::set_error(PyExc_RuntimeError, error.what());
+  }
+}
+
+std::vector<std::string> names(const std::vector<SimdLevel>& levels) {
+  std::vector<std::string> out;
+  for (SimdLevel level : levels) out.emplace_back(name_of(level));
+  return out;
+}
+
+py::dict build_info() {
+  py::dict info;
+  info["version"] = GANSPARSE_VERSION;
+  info["compiler"] = __VERSION__;
+#ifdef GANSPARSE_WITH_X86
+  info["simd_built"] = std::vector<std::string>{"plain", "avx2", "avx512"};
+#else
+  info["simd_built"] = std::vector<std::string>{"plain"};
+#endif
+  info["simd_available"] = names(available_simd_levels());
+  info["simd"] = name_of(simd_level());
+  info["openmp"] = openmp_runtime();
+  info["threads"] = max_threads();
+#ifdef GANSPARSE_WITH_CUDA
+  info["cuda"] = true;
+  info["cuda_architectures"] = GANSPARSE_CUDA_ARCHITECTURES;
+  info["nvcc"] = GANSPARSE_NVCC_VERSION;
+#else
+  info["cuda"] = false;
+  info["cuda_architectures"] = "";
+  info["nvcc"] = "";
+#endif
+  return info;
+}
+
+py::dict cuda_devices() {
+  py::list devices;
+  std::string problem = "built without CUDA";
+#ifdef GANSPARSE_WITH_CUDA
+  const CudaDevices found = find_cuda_devices();
+  problem = found.problem;
+  for (const CudaDevice& device : found.devices) {
+    py::dict entry;
+    entry["name"] = device.name;
+    entry["capability"] = py::make_tuple(device.major, device.minor);
+    entry["memory_bytes"] = device.memory_bytes;
+    devices.append(entry);
+  }
+#endif
+  py::dict result;
+  result["devices"] = devices;
+  result["problem"] = problem;
+  return result;
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  m.doc() = "The native core of gansparse. It knows no torch; arrays come in through DLPack.";
+  py::register_exception_translator(&translate_exceptions);
+
+  m.def("build_info", &build_info, "What was built, and what is in use here, as a dict.");
+  m.def("cuda_devices", &cuda_devices,
+        "Devices that the CUDA runtime finds, or why it finds none.");
+  m.def("simd_level", [] { return name_of(simd_level()); });
+  m.def("set_simd_level", &set_simd_level, py::arg("name"),
+        "Use this instruction set from now on (tests and benchmarks).");
+  bind_tensor_spec(m);
+
+  py::dict ops;  // op → the implementations this build has
+  for (const Room& room : kRooms) ops[room.op] = room.bind(m);
+  m.attr("OPS") = ops;
+}
+
+}  // namespace gansparse

@@ -1,0 +1,26 @@
+// SPDX-License-Identifier: Apache-2.0
+// The list of ops. A new room adds its declaration and its line in kRooms.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+#include <string>
+#include <vector>
+
+namespace gansparse {
+
+// Defines the op's function in the module; returns the implementations that were built.
+using Bind = std::vector<std::string> (*)(pybind11::module_& module);
+
+std::vector<std::string> bind_masked_adam(pybind11::module_& module);
+
+struct Room {
+  const char* op;
+  Bind bind;
+};
+
+inline constexpr Room kRooms[] = {
+    {"masked_adam", &bind_masked_adam},
+};
+
+}  // namespace gansparse
