@@ -1,2 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""optim."""
+"""Optimizers that hold pruned weights at zero."""
+
+from __future__ import annotations
+
+from gansparse.optim.masked_adam import MaskedAdam, MaskedAdamW
+
+__all__ = ["MaskedAdam", "MaskedAdamW"]

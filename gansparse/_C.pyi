@@ -1,0 +1,42 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Types of the native core. An array is whatever speaks DLPack, or a TensorSpec."""
+
+from collections.abc import Sequence
+from typing import Any
+
+Array = Any
+
+OPS: dict[str, list[str]]
+
+class TensorSpec:
+    def __init__(
+        self,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        dtype: str,
+        device_type: str,
+        device_index: int,
+    ) -> None: ...
+
+def build_info() -> dict[str, Any]: ...
+def cuda_devices() -> dict[str, Any]: ...
+def simd_level() -> str: ...
+def set_simd_level(name: str) -> None: ...
+def masked_adam(
+    params: Sequence[Array],
+    grads: Sequence[Array],
+    exp_avgs: Sequence[Array],
+    exp_avg_sqs: Sequence[Array],
+    steps: Sequence[Array],
+    *,
+    masks: Sequence[Array | None] | None = None,
+    max_exp_avg_sqs: Sequence[Array] | None = None,
+    lr: float | Array,
+    beta1: float,
+    beta2: float,
+    eps: float,
+    weight_decay: float,
+    decoupled_weight_decay: bool,
+    maximize: bool,
+    stream: int = 0,
+) -> None: ...

@@ -1,0 +1,71 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What all op files share: registration with torch, and the way to the native core."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, overload
+
+import torch
+from torch import Tensor
+
+try:
+    from gansparse import _C
+except ImportError as error:  # the folder was imported without having been built
+    raise ImportError(
+        f"gansparse's native core could not be loaded ({error}); build it with `pip install .`"
+    ) from error
+
+__all__ = ["current_stream", "define", "describe"]
+
+_LIBRARY: Any = torch.library.Library("gansparse", "DEF")  # type: ignore[no-untyped-call]
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Register an op with torch.
+
+    Args:
+        schema: as torch writes them, without namespace: ``"name(Tensor x) -> Tensor"``.
+        implementation: runs it on CPU and CUDA tensors.
+        fake: checks the arguments and makes the outputs from shapes alone.
+    """
+    name = schema.split("(", 1)[0]
+    _LIBRARY.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA"):
+        _LIBRARY.impl(name, implementation, key)
+    torch.library.register_fake(f"gansparse::{name}", fake, lib=_LIBRARY)
+
+
+@overload
+def describe(argument: Tensor) -> Any: ...
+@overload
+def describe(argument: Sequence[Tensor | None]) -> list[Any]: ...
+@overload
+def describe(argument: None) -> None: ...
+
+
+def describe(argument: Tensor | Sequence[Tensor | None] | None) -> Any:
+    """Turn tensors without memory into what the core checks in place of arrays.
+
+    A fake calls the core with its arguments described, so real and fake tensors go through the
+    same checks. A size that torch.compile keeps symbolic is checked at the value it has now, which
+    adds a guard.
+    """
+    if argument is None:
+        return None
+    if not isinstance(argument, Tensor):
+        return [describe(item) for item in argument]
+    return _C.TensorSpec(
+        [int(size) for size in argument.shape],
+        [int(stride) for stride in argument.stride()],
+        str(argument.dtype).removeprefix("torch."),
+        "cuda" if argument.device.type == "cuda" else "cpu",
+        argument.device.index or 0,
+    )
+
+
+def current_stream(tensor: Tensor) -> int:
+    """The handle of torch's current stream on the tensor's device; 0 on the CPU."""
+    if not tensor.is_cuda:
+        return 0
+    return int(torch.cuda.current_stream(tensor.device).cuda_stream)

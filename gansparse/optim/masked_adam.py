@@ -1,0 +1,324 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Adam that prunes: the mask is applied inside the step, so the model stays an ordinary one."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from typing import Any, cast, overload
+
+import torch
+from torch import Tensor
+from torch.optim.optimizer import ParamsT
+
+from gansparse import _C
+from gansparse.errors import InputError
+from gansparse.ops._library import current_stream
+
+_MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
+
+
+class MaskedAdam(torch.optim.Optimizer):
+    """`torch.optim.Adam` with a mask for some of the parameters, in one native pass.
+
+    After every step a weight outside its mask is exactly 0, and so are its moments. A parameter
+    without a mask is stepped as `torch.optim.Adam` steps it. The state has torch's names
+    (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so either loads the other's; here
+    the moments of 16-bit parameters are float32.
+
+    Masks are kept by reference: one that is changed in place holds from the next step on.
+
+    Args:
+        params: parameters or parameter groups, as torch takes them.
+        lr: learning rate; a tensor may be changed between replays of a captured CUDA graph.
+        betas: decay of the first and second moment.
+        eps: added to the denominator.
+        weight_decay: decay of the weights, L2 unless ``decoupled_weight_decay``.
+        amsgrad: divide by the running maximum of the second moment.
+        maximize: ascend.
+        capturable: keep the step counts on the device, so that a CUDA graph can capture the step.
+        decoupled_weight_decay: AdamW.
+        masks: ``{parameter: bool or uint8 tensor of its shape and strides}``, 0 = pruned. Weights
+            outside are set to 0 at once.
+
+    Raises:
+        InputError: an argument breaks a rule.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(2, 2))
+        >>> optimizer = MaskedAdam([w], lr=0.5, masks={w: torch.eye(2, dtype=torch.bool)})
+        >>> w.sum().backward()
+        >>> optimizer.step()
+        >>> w.detach()
+        tensor([[0.5000, 0.0000],
+                [0.0000, 0.5000]])
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        decoupled_weight_decay: bool = False,
+        masks: Mapping[Tensor, Tensor] | None = None,
+    ) -> None:
+        defaults = {
+            "lr": lr,
+            "betas": betas,
+            "eps": eps,
+            "weight_decay": weight_decay,
+            "amsgrad": amsgrad,
+            "maximize": maximize,
+            "capturable": capturable,
+            "decoupled_weight_decay": decoupled_weight_decay,
+        }
+        self._masks: dict[Tensor, Tensor] = {}
+        super().__init__(params, defaults)
+        for group in self.param_groups:
+            _check_group(group)
+        self.set_masks(masks or {})
+
+    @property
+    def masks(self) -> dict[Tensor, Tensor]:
+        """The masks in force, ``{parameter: mask}`` (a copy of the table, not of the masks)."""
+        return dict(self._masks)
+
+    @torch.no_grad()
+    def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
+        """Replace all masks. Weights and moments outside the new ones become 0 at once.
+
+        Args:
+            masks: ``{parameter: mask}``; a parameter that is not named is no longer masked.
+
+        Raises:
+            InputError: a mask does not fit its parameter, or belongs to none of ours; the masks
+                are as they were before.
+        """
+        ours = {p for group in self.param_groups for p in group["params"]}
+        for parameter, mask in masks.items():
+            if parameter not in ours:
+                raise InputError(
+                    "MaskedAdam: masks must belong to parameters of this optimizer, got one for "
+                    f"another, of shape {list(parameter.shape)}"
+                )
+            _check_mask(parameter, mask)
+        self._masks = dict(masks)
+        for parameter, mask in masks.items():
+            pruned = mask == 0
+            parameter.masked_fill_(pruned, 0)
+            for name, value in self.state.get(parameter, {}).items():
+                if name in _MOMENTS:
+                    value.masked_fill_(pruned, 0)
+
+    @overload
+    def step(self, closure: None = None) -> None: ...
+    @overload
+    def step(self, closure: Callable[[], float]) -> float: ...
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], float] | None = None) -> float | None:
+        """One step of every parameter that has a gradient.
+
+        Args:
+            closure: computes the loss anew, with gradients.
+
+        Returns:
+            The closure's loss.
+        """
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for group in self.param_groups:
+            with_grad = defaultdict(list)
+            for parameter in group["params"]:
+                if parameter.grad is not None:
+                    with_grad[parameter.device, parameter.dtype].append(parameter)
+            for parameters in with_grad.values():
+                self._step_together(group, parameters)
+        return loss
+
+    def _step_together(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
+        """One call of the core: parameters of one group, device and dtype."""
+        states = [self.state[p] or self._new_state(group, p) for p in parameters]
+        steps = [state["step"] for state in states]
+        torch._foreach_add_(steps, 1)
+        masks = [self._masks.get(p) for p in parameters]
+        beta1, beta2 = group["betas"]
+        lr = group["lr"]
+        _C.masked_adam(
+            parameters,
+            [_grad_like(p) for p in parameters],
+            [state["exp_avg"] for state in states],
+            [state["exp_avg_sq"] for state in states],
+            steps,
+            masks=masks,
+            max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else None,
+            lr=lr if isinstance(lr, Tensor) else float(lr),
+            beta1=beta1,
+            beta2=beta2,
+            eps=group["eps"],
+            weight_decay=group["weight_decay"],
+            decoupled_weight_decay=group["decoupled_weight_decay"],
+            maximize=group["maximize"],
+            stream=current_stream(parameters[0]),
+        )
+
+    def _new_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
+        names = _MOMENTS if group["amsgrad"] else _MOMENTS[:2]
+        dtype = _state_dtype(parameter)
+        state = self.state[parameter]
+        device = parameter.device if group["capturable"] else torch.device("cpu")
+        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        for name in names:
+            state[name] = torch.zeros_like(parameter, dtype=dtype)
+        return cast("dict[str, Tensor]", state)
+
+    def state_dict(self) -> dict[str, Any]:
+        """As torch's, and under ``"masks"`` the masks by the parameter's number."""
+        document = super().state_dict()
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        document["masks"] = {
+            i: self._masks[p] for i, p in enumerate(parameters) if p in self._masks
+        }
+        return document
+
+    @torch.no_grad()
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore everything: the next steps give the bits that the saved run would have given.
+
+        Masks go into the tensors this optimizer was given for them, so who shares those sees the
+        restored ones. A state of `torch.optim.Adam` is taken as well; it leaves the masks as they
+        are.
+
+        Args:
+            state_dict: from `state_dict` of this class or of `torch.optim.Adam`.
+        """
+        super().load_state_dict(state_dict)
+        parameters = [p for group in self.param_groups for p in group["params"]]
+        saved = [number for group in state_dict["param_groups"] for number in group["params"]]
+        for parameter, number in zip(parameters, saved, strict=True):
+            # torch casts a loaded state to the parameter's dtype; ours may be wider.
+            for name, value in state_dict["state"].get(number, {}).items():
+                if name in _MOMENTS:
+                    self.state[parameter][name] = torch.empty_like(
+                        parameter, dtype=_state_dtype(parameter)
+                    ).copy_(value)
+        if "masks" not in state_dict:
+            return
+        masks = {}
+        for i, mask in state_dict["masks"].items():
+            parameter = parameters[int(i)]
+            if parameter in self._masks:
+                masks[parameter] = self._masks[parameter].copy_(mask)
+            else:
+                masks[parameter] = torch.empty_like(parameter, dtype=mask.dtype).copy_(mask)
+        self._masks = masks
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_masks": self._masks}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        for group in self.param_groups:
+            for name in ("amsgrad", "maximize", "capturable", "decoupled_weight_decay"):
+                group.setdefault(name, False)
+
+
+class MaskedAdamW(MaskedAdam):
+    """`torch.optim.AdamW` with masks: `MaskedAdam` with decoupled decay, 0.01 unless told.
+
+    Example:
+        >>> w = torch.nn.Parameter(torch.ones(2))
+        >>> MaskedAdamW([w]).param_groups[0]["decoupled_weight_decay"]
+        True
+    """
+
+    def __init__(
+        self,
+        params: ParamsT,
+        lr: float | Tensor = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+        amsgrad: bool = False,
+        *,
+        maximize: bool = False,
+        capturable: bool = False,
+        masks: Mapping[Tensor, Tensor] | None = None,
+    ) -> None:
+        super().__init__(
+            params,
+            lr,
+            betas,
+            eps,
+            weight_decay,
+            amsgrad,
+            maximize=maximize,
+            capturable=capturable,
+            decoupled_weight_decay=True,
+            masks=masks,
+        )
+
+
+def _state_dtype(parameter: Tensor) -> torch.dtype:
+    return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def _grad_like(parameter: Tensor) -> Tensor:
+    """The gradient in its parameter's strides; autograd may choose others (after an expand)."""
+    grad = cast(Tensor, parameter.grad)
+    if grad.is_sparse:
+        raise InputError("MaskedAdam: gradients must be dense, got a sparse one")
+    if _same_layout(grad, parameter):
+        return grad
+    return torch.empty_like(parameter).copy_(grad)
+
+
+def _same_layout(one: Tensor, other: Tensor) -> bool:
+    """Same strides, but for dimensions of size 1, which have none that matter."""
+    return one.stride() == other.stride() or all(
+        size == 1 or a == b
+        for size, a, b in zip(one.shape, one.stride(), other.stride(), strict=True)
+    )
+
+
+def _check_mask(parameter: Tensor, mask: Tensor) -> None:
+    fits = (
+        mask.dtype in (torch.bool, torch.uint8)
+        and mask.shape == parameter.shape
+        and mask.device == parameter.device
+    )
+    if not fits:
+        raise InputError(
+            f"MaskedAdam: a mask must be bool or uint8 {list(parameter.shape)} on "
+            f"{parameter.device}, got {str(mask.dtype).removeprefix('torch.')} "
+            f"{list(mask.shape)} on {mask.device}"
+        )
+    if not _same_layout(mask, parameter):
+        raise InputError(
+            f"MaskedAdam: a mask must have its parameter's strides {list(parameter.stride())}, got "
+            f"{list(mask.stride())}; make it with torch.ones_like(parameter, dtype=torch.bool)"
+        )
+
+
+def _check_group(group: dict[str, Any]) -> None:
+    """The rules of the core, at construction instead of at the first step."""
+    beta1, beta2 = group["betas"]
+    lr = group["lr"]
+    rules = (
+        ("lr", isinstance(lr, Tensor) or lr >= 0, "at least 0", lr),
+        ("betas[0]", 0 <= beta1 < 1, "at least 0 and less than 1", beta1),
+        ("betas[1]", 0 <= beta2 < 1, "at least 0 and less than 1", beta2),
+        ("eps", group["eps"] >= 0, "at least 0", group["eps"]),
+        ("weight_decay", group["weight_decay"] >= 0, "at least 0", group["weight_decay"]),
+    )
+    for name, holds, rule, got in rules:
+        if not holds:
+            raise InputError(f"MaskedAdam: {name} must be {rule}, got {got}")
