@@ -1,0 +1,171 @@
+# SPDX-License-Identifier: Apache-2.0
+import copy
+
+import pytest
+import torch
+from tiny import tiny_images, tiny_task
+
+from gansparse.compress import RECIPES, Reading, TrainConfig, Trainer, compress
+from gansparse.errors import CheckpointError, InputError, TrainingError
+from gansparse.tasks import dcgan_task
+
+RUNNABLE = [key for key, row in RECIPES.items() if row.runnable]
+
+
+def config(recipe="b", **changes):
+    settings = {"steps": 6, "sparsity": 0.75, "save_every": 0, "log_every": 1, "recalibration": 2}
+    return TrainConfig(recipe=recipe, **{**settings, **changes})
+
+
+@pytest.mark.parametrize("key", RUNNABLE)
+def test_every_runnable_recipe_ends_at_its_sparsity(task, key):
+    result = Trainer(task, config(key)).run()
+    assert len(result.history) == 6
+    assert all(torch.isfinite(torch.tensor(row["loss"])) for row in result.history)
+    if RECIPES[key].prunes:
+        assert result.masks
+        for name, mask in result.masks.items():
+            weight = result.generator.get_parameter(name)
+            assert int(mask.sum()) == mask.numel() - round(0.75 * mask.numel())
+            assert int(torch.count_nonzero(weight[~mask])) == 0
+            assert int(torch.count_nonzero(weight[mask])) > 0.9 * int(mask.sum())
+    else:
+        assert not result.masks
+
+
+def test_the_original_networks_are_untouched(task):
+    before_g = copy.deepcopy(task.generator.state_dict())
+    before_d = copy.deepcopy(task.discriminator.state_dict())
+    Trainer(task, config("b")).run()
+    for before, module in ((before_g, task.generator), (before_d, task.discriminator)):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before[name]), name
+
+
+def test_small_dense_network_has_the_sparse_ones_parameter_count():
+    task = dcgan_task(tiny_images(), nz=8, ngf=32, ndf=8, batch_size=8)
+    result = Trainer(task, config("c")).run()
+    count = sum(p.numel() for p in result.generator.parameters())
+    target = 0.25 * sum(p.numel() for p in task.generator.parameters())
+    assert abs(count - target) < 0.1 * target
+
+
+@pytest.mark.parametrize("d_update", ["consistency", "adversarial-original", "adversarial-compressed"])
+def test_d_goes_on_learning(task, d_update):
+    trainer = Trainer(task, config("b", reading=Reading(d_update=d_update)))
+    before = copy.deepcopy(trainer.d.state_dict())
+    trainer.run()
+    assert not torch.equal(before["main.0.weight"], trainer.d.state_dict()["main.0.weight"])
+
+
+def test_d_stays_where_the_reading_fixes_it(task):
+    trainer = Trainer(task, config("b", reading=Reading(d_update="fixed")))
+    before = copy.deepcopy(trainer.d.state_dict())
+    trainer.run()
+    for name, value in trainer.d.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+@pytest.mark.parametrize("reduction", ["batch", "sample"])
+@pytest.mark.parametrize("output_term", ["mse", "l1", "none"])
+def test_readings_train(task, reduction, output_term):
+    reading = Reading(reduction=reduction, output_term=output_term, feature_weight=0.5)
+    result = Trainer(task, config("b", reading=reading)).run()
+    terms = result.history[-1]["terms"]
+    assert {"L_GC", "L_DC", "features", "D"} <= set(terms)
+    assert ("output" in terms) == (output_term != "none")
+
+
+def test_the_first_unpruned_step_of_eq_9_is_zero(task):
+    """G_C = G_O before pruning and both in one mode: every relative gap is exactly 0."""
+    task.generator.eval()
+    reading = Reading(g_norm="running", d_update="fixed")
+    result = Trainer(task, config("b", sparsity=0.0, steps=1, reading=reading)).run()
+    assert result.history[0]["terms"]["L_GC"] == pytest.approx(0.0, abs=1e-6)
+    assert result.history[0]["terms"]["output"] == pytest.approx(0.0, abs=1e-9)
+
+
+def test_distillation_brings_a_pruned_generator_back(task):
+    """Technique g on a tiny net: the distance to the original's pictures must fall by half."""
+    result = Trainer(task, config("g", steps=150, sparsity=0.5, lr=2e-3, ema=0.0)).run()
+    outputs = [row["terms"]["output"] for row in result.history]
+    assert sum(outputs[-10:]) < 0.5 * sum(outputs[:10])
+
+
+def test_the_same_seed_gives_the_same_bits():
+    runs = [Trainer(tiny_task(), config("b", seed=3)).run() for _ in range(2)]
+    for a, b in zip(runs[0].generator.parameters(), runs[1].generator.parameters(), strict=True):
+        assert torch.equal(a, b)
+    other = Trainer(tiny_task(seed=1), config("b", seed=4)).run()
+    assert not torch.equal(
+        next(iter(runs[0].generator.parameters())), next(iter(other.generator.parameters()))
+    )
+
+
+def test_agp_reaches_its_target_half_way(task):
+    history = Trainer(task, config("b", steps=40)).run().history
+    assert history[0]["sparsity"] == pytest.approx(0.05, abs=0.01)
+    assert history[10]["sparsity"] < 0.74
+    assert all(row["sparsity"] == pytest.approx(0.75, abs=0.01) for row in history[20:])
+
+
+def test_nan_stops_with_step_and_phase(task):
+    broken = task.batch
+
+    def batch(step):
+        made = dict(broken(step))
+        if step == 2:
+            made["real"] = made["real"] * float("nan")
+        return made
+
+    task.batch = batch
+    with pytest.raises(TrainingError, match="step 2, D phase: the loss is nan"):
+        Trainer(task, config("d")).run()
+
+
+def test_nan_in_the_generator_names_the_g_phase(task):
+    broken = task.batch
+    task.batch = lambda step: {**broken(step), "z": broken(step)["z"] * float("inf")}
+    with pytest.raises(TrainingError, match="step 0, G phase"):
+        Trainer(task, config("g")).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"sparsity": 1.5}, "sparsity must be 0 <= sparsity < 1, got 1.5"),
+        ({"sparsity": float("nan")}, "sparsity must be"),
+        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"ema": 1.0}, "ema must be"),
+        ({"precision": "fp8"}, "precision must be one of fp32, bf16, got 'fp8'"),
+        ({"lambda_": -1.0}, "lambda_ must be"),
+        ({"recipe": "q"}, "a to o, got 'q'"),
+        ({"recipe": "m"}, "does not run yet"),
+        ({"include": ("main.99",)}, "main.99"),
+        ({"granularity": "row"}, "row"),
+    ],
+)
+def test_refusals(task, changes, message):
+    with pytest.raises(InputError, match=message):
+        Trainer(task, config(**changes)).run()
+
+
+def test_a_task_without_a_small_generator_says_what_to_give(task):
+    task.small_generator = None
+    with pytest.raises(InputError, match="small_generator="):
+        Trainer(task, config("c"))
+
+
+def test_resuming_with_other_settings_is_refused(task, tmp_path):
+    Trainer(task, config("b", save_every=3), out=tmp_path).run()
+    with pytest.raises(CheckpointError, match="made with another sparsity"):
+        Trainer(task, config("b", sparsity=0.5), out=tmp_path, resume=True)
+
+
+def test_compress_takes_a_task_or_a_name_with_data(task):
+    with pytest.raises(InputError, match="brings its own data"):
+        compress(task, "somewhere")
+    with pytest.raises(InputError, match="needs data"):
+        compress("dcgan")
+    with pytest.raises(InputError, match="no task 'biggan'"):
+        compress("biggan", "somewhere")

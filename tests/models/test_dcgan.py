@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from gansparse.errors import CheckpointError, InputError
+from gansparse.files import save_tensors
+from gansparse.models import (
+    DCGANDiscriminator,
+    DCGANGenerator,
+    load_dcgan_discriminator,
+    load_dcgan_generator,
+)
+
+# pytorch/examples, dcgan/main.py, nc = 1: key -> shape of the convolutions.
+G_KERNELS = {
+    "main.0.weight": (100, 512, 4, 4),
+    "main.3.weight": (512, 256, 4, 4),
+    "main.6.weight": (256, 128, 4, 4),
+    "main.9.weight": (128, 64, 4, 4),
+    "main.12.weight": (64, 1, 4, 4),
+}
+D_KERNELS = {
+    "main.0.weight": (64, 1, 4, 4),
+    "main.2.weight": (128, 64, 4, 4),
+    "main.5.weight": (256, 128, 4, 4),
+    "main.8.weight": (512, 256, 4, 4),
+    "main.11.weight": (1, 512, 4, 4),
+}
+
+
+def kernels(module):
+    return {k: tuple(v.shape) for k, v in module.state_dict().items() if v.ndim == 4}
+
+
+def count(module):
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_generator_has_the_public_layout():
+    net = DCGANGenerator()
+    assert kernels(net) == G_KERNELS
+    assert count(net) == 3_574_656
+    assert len(net.state_dict()) == 25
+    assert count(DCGANGenerator(nc=3)) == 3_576_704
+
+
+def test_discriminator_has_the_public_layout():
+    net = DCGANDiscriminator()
+    assert kernels(net) == D_KERNELS
+    assert len(net.state_dict()) == 20
+    assert count(DCGANDiscriminator(nc=3)) == 2_765_568
+
+
+@pytest.mark.parametrize("size", [16, 32, 64, 128])
+def test_sizes_fit_each_other(size):
+    generator = DCGANGenerator(nz=5, ngf=4, image_size=size)
+    pictures = generator(torch.randn(3, 5))
+    assert pictures.shape == (3, 1, size, size)
+    assert pictures.abs().max() <= 1
+    assert DCGANDiscriminator(ndf=4, image_size=size)(pictures).shape == (3,)
+
+
+def test_odd_size_is_refused():
+    with pytest.raises(InputError, match="image_size must be one of"):
+        DCGANGenerator(image_size=48)
+
+
+@pytest.mark.parametrize("end", ["safetensors", "pth"])
+@pytest.mark.parametrize("prefix", ["", "module.", "_orig_mod.module."])
+def test_sizes_are_read_off_the_file(tmp_path, end, prefix):
+    pairs = [
+        (DCGANGenerator(nz=7, ngf=3, nc=2, image_size=32), load_dcgan_generator),
+        (DCGANDiscriminator(ndf=3, nc=2, image_size=32), load_dcgan_discriminator),
+    ]
+    for net, load in pairs:
+        path = tmp_path / f"net.{end}"
+        state = {prefix + key: value for key, value in net.state_dict().items()}
+        save_tensors(path, state) if end == "safetensors" else torch.save(state, path)
+        loaded = load(path)
+        assert type(loaded) is type(net)
+        for key, value in net.state_dict().items():
+            assert torch.equal(loaded.state_dict()[key], value)
+
+
+def test_half_precision_files_load_as_float32(tmp_path):
+    net = DCGANGenerator(nz=4, ngf=2, image_size=16)
+    save_tensors(tmp_path / "h.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()})
+    assert next(load_dcgan_generator(tmp_path / "h.safetensors").parameters()).dtype == torch.float32
+
+
+def broken(change):
+    state = DCGANGenerator(nz=4, ngf=2, image_size=16).state_dict()
+    change(state)
+    return state
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("main.1.bias"), "misses 'main.1.bias'"),
+        (lambda s: s.update({"extra": torch.ones(1)}), "a key too many, 'extra'"),
+        (lambda s: s.update({"main.1.bias": torch.ones(3)}), r"main.1.bias must have shape \[4\], got \[3\]"),
+        (lambda s: s["main.0.weight"].fill_(float("nan")), "main.0.weight holds NaN"),
+        (lambda s: [s.pop(k) for k in list(s) if s[k].ndim == 4], "no convolution under main.N"),
+    ],
+)
+def test_odd_files_are_named(tmp_path, change, message):
+    torch.save(broken(change), tmp_path / "odd.pth")
+    with pytest.raises(CheckpointError, match=message) as error:
+        load_dcgan_generator(tmp_path / "odd.pth")
+    assert "\n" not in str(error.value)
+    assert "odd.pth" in str(error.value)
