@@ -1,0 +1,41 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Skips are loud: a run ends with how many tests this machine could not run, and why."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+import torch
+
+# What a machine may lack → how to run those tests.
+LACKS = {
+    "cuda": "CUDA tests not run (no CUDA device): run `pytest -m cuda` on a machine with one",
+    "simd": "instruction-set tests not run: this processor lacks the set",
+    "data": "data tests not run: set GANSPARSE_DATA to the folder of data sets",
+}
+_not_run: Counter[str] = Counter()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    needing = [item for item in items if item.get_closest_marker("cuda")]
+    if needing and not torch.cuda.is_available():
+        for item in needing:
+            item.add_marker(pytest.mark.skip(reason=LACKS["cuda"]))
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item):
+    outcome = yield
+    if outcome.get_result().skipped:
+        reason = outcome.get_result().longrepr
+        text = reason[2] if isinstance(reason, tuple) else str(reason)
+        for lack in LACKS:
+            if item.get_closest_marker(lack) or f"lacks {lack}" in text:
+                _not_run[lack] += 1
+                break
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    for lack, count in _not_run.items():
+        terminalreporter.write_line(f"{count} {LACKS[lack]}", yellow=True, bold=True)
