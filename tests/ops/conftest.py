@@ -28,3 +28,9 @@ def backend(request: pytest.FixtureRequest) -> Iterator[str]:
 def device(backend: str) -> str:
     """Where the implementation under test wants its tensors."""
     return "cuda" if backend == "cuda" else "cpu"
+
+
+@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
+def place(request: pytest.FixtureRequest) -> str:
+    """A device, for tests that no instruction set can change."""
+    return str(request.param)

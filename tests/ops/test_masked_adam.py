@@ -75,9 +75,13 @@ def check_values(sample: Sample, device: str, dtype: torch.dtype) -> None:
 # ---- 1. Values ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample", SMALL + samples("model")[:1], **names)
+@pytest.mark.parametrize("sample", SMALL, **names)
 def test_values(sample: Sample, device: str) -> None:
     check_values(sample, device, torch.float32)
+
+
+def test_values_of_a_whole_generator(place: str) -> None:
+    check_values(samples("model")[0], place, torch.float32)
 
 
 @pytest.mark.parametrize("sample", SMALL, **names)
@@ -184,15 +188,15 @@ def schema_arguments(arguments: dict[str, Any]) -> tuple[Any, ...]:
 
 
 @pytest.mark.parametrize("sample", samples("tiny"), **names)
-def test_opcheck(sample: Sample, device: str) -> None:
+def test_opcheck(sample: Sample, place: str) -> None:
     torch.library.opcheck(
-        torch.ops.gansparse.masked_adam.default, schema_arguments(sample.arguments(device))
+        torch.ops.gansparse.masked_adam.default, schema_arguments(sample.arguments(place))
     )
 
 
 @pytest.mark.parametrize("sample", [samples("tiny")[2], samples("tiny")[-1]], **names)
-def test_compile(sample: Sample, device: str) -> None:
-    eager, compiled = sample.arguments(device), sample.arguments(device)
+def test_compile(sample: Sample, place: str) -> None:
+    eager, compiled = sample.arguments(place), sample.arguments(place)
     masked_adam(**eager)
     torch.compile(masked_adam, fullgraph=True, backend="aot_eager")(**compiled)
     for name in WRITTEN:
