@@ -40,7 +40,7 @@ Granularity = Literal["element", "vector", "kernel", "filter", "2:4"]
 Norm = Literal["l1", "l2"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
 
-#: The score of a unit that an earlier mask has already pruned: below every magnitude.
+#: The score of a unit that an earlier mask has pruned: below every magnitude.
 _GONE = -1.0
 
 
@@ -215,20 +215,37 @@ def units_to_prune(sparsity: float, units: int, granularity: str) -> int:
 
 
 def keep_highest(scores: Tensor, prune: int) -> Tensor:
-    """Drop exactly ``prune`` entries, the lowest first and equal ones by index; True where kept.
-
-    A selection and not a sort: 2 million scores cost 17 ms with ``kthvalue``, 200 with a stable
-    sort.
-    """
-    flat = scores.flatten()
+    """Drop exactly ``prune`` entries, the lowest first and equal ones by index; True where kept."""
     if prune == 0:
         return torch.ones_like(scores, dtype=torch.bool)
-    threshold = flat.kthvalue(prune).values
-    kept = flat >= threshold
-    below = flat.numel() - int(kept.sum())
-    ties = (flat == threshold).nonzero().flatten()
-    kept[ties[: prune - below]] = False
+    flat = scores.flatten()
+    threshold = _kth_lowest(flat, prune)
+    kept = flat > threshold
+    spared = flat.numel() - prune - int(kept.count_nonzero())  # ties that must stay: the last ones
+    if spared:
+        ties = (flat == threshold).nonzero().flatten()
+        kept[ties[-spared:]] = True
     return kept.view(scores.shape)
+
+
+def _kth_lowest(scores: Tensor, k: int) -> Tensor:
+    """The k-th lowest of [N] finite scores ≥ 0 (or −1), k from 1: a radix select on their bits.
+
+    The bits of floats ≥ 0, read as integers, are in the order of the floats. So a histogram over
+    the upper 16 bits finds the bucket that holds the answer, and only that bucket is sorted. For
+    2 million float32 on one core 5 ms, against 22 of ``kthvalue`` and 200 of a sort.
+    """
+    bits = scores.element_size() * 8
+    upper = scores.view(torch.int32 if bits == 32 else torch.int64) >> (bits - 16)
+    bucket_of = upper.clamp_(min=-1).add_(1)  # −1, the only negative score, has bucket 0 to itself
+    filled = bucket_of.bincount().cumsum(0)
+    bucket = int(torch.searchsorted(filled, k))
+    inside = scores[bucket_of == bucket]
+    lowest, highest = inside.aminmax()
+    if lowest == highest:
+        return lowest
+    before = int(filled[bucket - 1]) if bucket else 0
+    return inside.sort().values[k - before - 1]
 
 
 def unit_form(
@@ -257,7 +274,7 @@ def unit_form(
     if magnitude.numel() and not math.isfinite(magnitude.max().item()):  # max lets NaN through
         raise InputError(f"weight of shape {shape} holds NaN or infinite values")
     if previous is not None:
-        magnitude = magnitude.masked_fill_(~previous, _GONE)
+        magnitude = magnitude.mul_(previous).add_(~previous, alpha=_GONE)
     split = magnitude.reshape(groups, shape[0] // groups, shape[1], math.prod(shape[2:]))
     return split.transpose(1, 2).contiguous() if transposed else split.contiguous()
 

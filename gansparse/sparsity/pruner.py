@@ -247,11 +247,11 @@ class Pruner:
     def _normalised(self, score: Tensor, magnitude: Tensor) -> Tensor:
         """Scores that compare across layers: over the layer's mean, infinite for its best unit."""
         if not score.numel():
-            return score.double()
-        mean = magnitude.clamp(min=0).mean(dtype=torch.float64)
+            return score
+        mean = magnitude.clamp(min=0).mean(dtype=torch.float64).item() or 1.0
         if self.pattern.norm == "l2" and self.pattern.granularity != "element":
-            mean = mean.square()
-        over = torch.where(score >= 0, score.double() / mean.clamp(min=1e-300), score.double())
+            mean = mean**2
+        over = torch.where(score >= 0, score / mean, score)
         over.view(-1)[score.argmax()] = torch.inf
         return over
 

@@ -70,6 +70,11 @@ class SparsityReport:
             macs_left=sum(left) if left else None,
         )
 
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros in all rows together."""
+        return self.total.sparsity
+
     def to_dict(self) -> dict[str, Any]:
         """Plain lists and numbers, ready for JSON."""
         rows = [
