@@ -53,12 +53,13 @@ DataOption = Annotated[
     ),
 ]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
-DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...; auto takes CUDA if there.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")]
 SamplesOption = Annotated[int, typer.Option("--num-samples", min=2, help="Pictures to score.")]
 ResumeOption = Annotated[bool, typer.Option(help="Go on from the newest checkpoint in --out.")]
 GeneratorOption = Annotated[
-    Path | None, typer.Option(help="Weights of G_O (.safetensors, .pth). Default: the shipped ones.")
+    Path | None,
+    typer.Option(help="Weights of G_O (.safetensors, .pth); default: shipped."),
 ]
 DiscriminatorOption = Annotated[Path | None, typer.Option(help="Weights of D_O, likewise.")]
 

@@ -73,6 +73,8 @@ class ProgressBars:
         due = now - self._told >= LINE_EVERY_SECONDS or finished
         if not self.console.is_terminal and due and done > self._done:
             left = (now - self._began) / max(done, 1) * (self._total - done)
-            text = f"{self._label}: {done}/{self._total}, {now - self._began:.0f} s, {left:.0f} s left"
+            text = (
+                f"{self._label}: {done}/{self._total}, {now - self._began:.0f} s, {left:.0f} s left"
+            )
             self.console.print(text, highlight=False)
             self._told, self._done = now, done

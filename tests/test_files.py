@@ -27,7 +27,12 @@ def left_over(folder):
 
 
 def test_tensors_come_back_bit_for_bit(tmp_path):
-    tensors = {"a": torch.randn(3, 4), "b": torch.tensor(3), "c": torch.zeros(0), "d": torch.randn(4, 4).T}
+    tensors = {
+        "a": torch.randn(3, 4),
+        "b": torch.tensor(3),
+        "c": torch.zeros(0),
+        "d": torch.randn(4, 4).T,
+    }
     save_tensors(tmp_path / "w.safetensors", tensors, {"seed": "0"})
     loaded, metadata = load_tensors(tmp_path / "w.safetensors")
     assert metadata == {"seed": "0"}
@@ -58,14 +63,18 @@ def full_disk():
 def test_disk_full_is_one_line_and_loses_nothing(tmp_path, monkeypatch, full_disk):
     save_tensors(tmp_path / "w.safetensors", {"a": torch.ones(2)})
     monkeypatch.setattr("gansparse.files.save_file", full_disk)
-    with pytest.raises(OutputError, match=r"could not write .*w\.safetensors: No space left") as error:
+    with pytest.raises(
+        OutputError, match=r"could not write .*w\.safetensors: No space left"
+    ) as error:
         save_tensors(tmp_path / "w.safetensors", {"a": torch.zeros(2)})
     assert "\n" not in str(error.value)
     assert torch.equal(load_tensors(tmp_path / "w.safetensors")[0]["a"], torch.ones(2))
     assert left_over(tmp_path) == ["w.safetensors"]
 
 
-def test_disk_full_while_checkpointing_keeps_the_checkpoint_before(tmp_path, monkeypatch, full_disk):
+def test_disk_full_while_checkpointing_keeps_the_checkpoint_before(
+    tmp_path, monkeypatch, full_disk
+):
     save_checkpoint(tmp_path, 5, {"a": torch.ones(2)})
     monkeypatch.setattr("gansparse.files.save_file", full_disk)
     with pytest.raises(OutputError, match="No space left"):

@@ -6,4 +6,14 @@ from gansparse.compress.config import Reading, TrainConfig
 from gansparse.compress.recipes import RECIPES, Recipe
 from gansparse.compress.trainer import Result, Trainer
 
-__all__ = ["RECIPES", "Reading", "Recipe", "Result", "TrainConfig", "Trainer", "compress", "default_steps", "load_task"]
+__all__ = [
+    "RECIPES",
+    "Reading",
+    "Recipe",
+    "Result",
+    "TrainConfig",
+    "Trainer",
+    "compress",
+    "default_steps",
+    "load_task",
+]

@@ -52,7 +52,7 @@ def load_task(
         if generator is None:
             given, absent = absent, given
         raise InputError(
-            f"{given} without {absent}: the discriminator must be the one trained with the generator"
+            f"{given} without {absent}: G and D must be the pair that was trained together"
         )
     g_path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
     d_path = shipped("dcgan_mnist_d.safetensors") if discriminator is None else Path(discriminator)
@@ -126,7 +126,8 @@ def compress(
         **options: further fields of `TrainConfig`.
 
     Returns:
-        The compressed generator (an ordinary ``nn.Module`` whose weights hold zeros), masks, history.
+        The compressed generator, an ordinary ``nn.Module`` whose weights hold zeros, with its
+        masks and history.
 
     Raises:
         InputError: an argument breaks a rule.
@@ -145,9 +146,7 @@ def compress(
     if isinstance(task, str):
         if data is None:
             raise InputError(f"task {task!r} needs data: a folder of pictures, say")
-        task = load_task(
-            task, data, generator=generator, discriminator=discriminator, seed=seed
-        )
+        task = load_task(task, data, generator=generator, discriminator=discriminator, seed=seed)
     elif data is not None or generator is not None or discriminator is not None:
         raise InputError("a GANTask brings its own data and networks; give those to the task")
     config = TrainConfig(

@@ -91,7 +91,7 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
         return int(document["step"]), unpack(document["state"], tensors)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: damaged checkpoint (no entry {error}); delete it to resume from the one before"
+            f"{path}: damaged (no entry {error}); delete it to resume from the checkpoint before"
         ) from None
 
 

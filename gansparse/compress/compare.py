@@ -218,7 +218,11 @@ def machine() -> dict[str, Any]:
     name = platform.processor() or platform.machine()
     info = Path("/proc/cpuinfo")
     if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if line.startswith("model name")]
+        names = [
+            line.split(":", 1)[1].strip()
+            for line in info.read_text().splitlines()
+            if line.startswith("model name")
+        ]
         name = names[0] if names else name
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else None
     return {"cpu": name, "threads": torch.get_num_threads(), "gpu": gpu}

@@ -108,7 +108,12 @@ class TrainConfig:
         for name in ("lr", "d_lr"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0.0, math.inf)
-        for name, least in (("steps", 1), ("log_every", 1), ("save_every", 0), ("recalibration", 0)):
+        for name, least in (
+            ("steps", 1),
+            ("log_every", 1),
+            ("save_every", 0),
+            ("recalibration", 0),
+        ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 

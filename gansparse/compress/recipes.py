@@ -24,11 +24,9 @@ class Recipe:
         technique: the paper's name.
         generators: which generators are used: ``dense``, ``sparse`` or ``dense + sparse``.
         g_init: where the generator to be deployed starts: ``dense`` (from G_O) or ``random``.
-        d_kind: ``dense``, ``sparse`` or ``none``.
-        d_init: ``pretrained``, ``random`` or ``none``.
-        d_fixed: whether D's weights stay as they start; None where there is no D.
-        l_gc, l_dc: generator and discriminator loss of the compressed path.
-        l_go, l_do: generator and discriminator loss of the original path.
+        d: the discriminator: ``dense`` or ``sparse``, ``pretrained`` or ``random``, and ``fixed``
+            where it does not learn; or ``none``.
+        losses: which of L-Gc, L-Dc (compressed path), L-Go, L-Do (original path) are used.
         schedule: ``none``, ``one-shot`` or ``agp`` (Zhu & Gupta 2018).
         objective: what the generator minimises. ``self-supervised`` is eq. 9, ``adversarial`` the
             GAN's own loss, ``distillation`` the distance of the two generators' outputs,
@@ -41,17 +39,22 @@ class Recipe:
     technique: str
     generators: str
     g_init: str
-    d_kind: str
-    d_init: str
-    d_fixed: bool | None
-    l_gc: bool
-    l_dc: bool
-    l_go: bool
-    l_do: bool
+    d: str
+    losses: str
     schedule: str
     objective: GObjective
     published_fid: float | None
     seen: str
+
+    @property
+    def has_d(self) -> bool:
+        """Whether there is a discriminator."""
+        return self.d != "none"
+
+    @property
+    def d_learns(self) -> bool:
+        """Whether the discriminator goes on learning."""
+        return self.has_d and "fixed" not in self.d
 
     @property
     def runnable(self) -> bool:
@@ -64,25 +67,24 @@ class Recipe:
         return self.schedule != "none"
 
 
-_YES, _NO = True, False
 # fmt: off
 _ROWS = (
-    #      technique                                    generators        g_init    d_kind    d_init        d_fixed l_gc  l_dc  l_go  l_do  schedule    objective          FID      seen
-    Recipe("a", "no compression",                       "dense",          "random", "dense",  "random",     False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     6.113,   "good"),
-    Recipe("b", "self-supervised",                      "dense + sparse", "dense",  "dense",  "pretrained", False, _YES, _YES, _YES, _YES, "agp",      "self-supervised", 6.929,   "good"),
-    Recipe("c", "small dense network",                  "dense",          "random", "dense",  "random",     False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     72.821,  "mode collapse"),
-    Recipe("d", "one-shot pruning, fine-tuning",        "sparse",         "dense",  "dense",  "pretrained", False, _YES, _YES, _NO,  _NO,  "one-shot", "adversarial",     24.404,  "artifacts"),
-    Recipe("e", "gradual pruning, fine-tuning",         "sparse",         "dense",  "dense",  "random",     False, _YES, _YES, _NO,  _NO,  "agp",      "adversarial",     35.677,  "artifacts"),
-    Recipe("f", "gradual pruning in first training",    "sparse",         "random", "dense",  "random",     False, _YES, _YES, _NO,  _NO,  "agp",      "adversarial",     84.941,  "no faces"),
-    Recipe("g", "one-shot pruning, distillation",       "dense + sparse", "dense",  "none",   "none",       None,  _YES, _NO,  _YES, _NO,  "one-shot", "distillation",    45.461,  "mode collapse"),
-    Recipe("h", "gradual pruning with distillation",    "dense + sparse", "dense",  "dense",  "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         38.985,  "color artifacts"),
-    Recipe("i", "gradual pruning, distillation, D fixed", "dense + sparse", "dense", "dense", "pretrained", True,  _YES, _YES, _NO,  _NO,  "agp",      "not yet",         15.182,  "artifacts"),
-    Recipe("j", "adversarial learning",                 "dense + sparse", "random", "dense",  "random",     False, _YES, _YES, _YES, _YES, "agp",      "not yet",         92.721,  "mode collapse"),
-    Recipe("k", "knowledge distillation",               "dense + sparse", "random", "dense",  "random",     False, _YES, _NO,  _YES, _YES, "agp",      "distillation",    103.094, "mode collapse"),
-    Recipe("l", "distillation of intermediate layers",  "dense + sparse", "dense",  "dense",  "pretrained", True,  _NO,  _NO,  _NO,  _NO,  "agp",      "not yet",         194.026, "no faces"),
-    Recipe("m", "E-M quantization",                     "dense + sparse", "dense",  "sparse", "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         159.767, "color artifacts"),
-    Recipe("n", "prune both G and D",                   "dense + sparse", "dense",  "sparse", "pretrained", False, _YES, _YES, _YES, _NO,  "agp",      "not yet",         46.453,  "mode collapse"),
-    Recipe("o", "small dense network, trained D",       "dense",          "random", "dense",  "pretrained", False, _NO,  _NO,  _YES, _YES, "none",     "adversarial",     None,    "not published"),
+    #       technique                                generators        G init    D                             losses         schedule    objective          FID      seen
+    Recipe("a", "no compression",                         "dense",          "random", "dense, random",              "Go Do",       "none",     "adversarial",     6.113,   "good"),
+    Recipe("b", "self-supervised",                        "dense + sparse", "dense",  "dense, pretrained",          "Gc Dc Go Do", "agp",      "self-supervised", 6.929,   "good"),
+    Recipe("c", "small dense network",                    "dense",          "random", "dense, random",              "Go Do",       "none",     "adversarial",     72.821,  "mode collapse"),
+    Recipe("d", "one-shot pruning, fine-tuning",          "sparse",         "dense",  "dense, pretrained",          "Gc Dc",       "one-shot", "adversarial",     24.404,  "artifacts"),
+    Recipe("e", "gradual pruning, fine-tuning",           "sparse",         "dense",  "dense, random",              "Gc Dc",       "agp",      "adversarial",     35.677,  "artifacts"),
+    Recipe("f", "gradual pruning in first training",      "sparse",         "random", "dense, random",              "Gc Dc",       "agp",      "adversarial",     84.941,  "no faces"),
+    Recipe("g", "one-shot pruning, distillation",         "dense + sparse", "dense",  "none",                       "Gc Go",       "one-shot", "distillation",    45.461,  "mode collapse"),
+    Recipe("h", "gradual pruning with distillation",      "dense + sparse", "dense",  "dense, pretrained",          "Gc Dc Go",    "agp",      "not yet",         38.985,  "color artifacts"),
+    Recipe("i", "gradual pruning, distillation, D fixed", "dense + sparse", "dense",  "dense, pretrained, fixed",   "Gc Dc",       "agp",      "not yet",         15.182,  "artifacts"),
+    Recipe("j", "adversarial learning",                   "dense + sparse", "random", "dense, random",              "Gc Dc Go Do", "agp",      "not yet",         92.721,  "mode collapse"),
+    Recipe("k", "knowledge distillation",                 "dense + sparse", "random", "dense, random",              "Gc Go Do",    "agp",      "distillation",    103.094, "mode collapse"),
+    Recipe("l", "distillation of intermediate layers",    "dense + sparse", "dense",  "dense, pretrained, fixed",   "",            "agp",      "not yet",         194.026, "no faces"),
+    Recipe("m", "E-M quantization",                       "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "agp",      "not yet",         159.767, "color artifacts"),
+    Recipe("n", "prune both G and D",                     "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "agp",      "not yet",         46.453,  "mode collapse"),
+    Recipe("o", "small dense network, trained D",         "dense",          "random", "dense, pretrained",          "Go Do",       "none",     "adversarial",     None,    "not published"),
 )
 # fmt: on
 
@@ -102,9 +104,7 @@ def get_recipe(key: str) -> Recipe:
     runnable = ", ".join(row.key for row in _ROWS if row.runnable)
     recipe = RECIPES.get(key)
     if recipe is None:
-        raise InputError(f"recipe must be a letter of Table 1, a to o, got {key!r} ({runnable} run)")
+        raise InputError(f"recipe must be a letter of Table 1, a to o, got {key!r}")
     if not recipe.runnable:
-        raise InputError(
-            f"recipe {key!r} ({recipe.technique}) is in the table but does not run yet: {runnable} do"
-        )
+        raise InputError(f"recipe {key!r} ({recipe.technique}) does not run yet: {runnable} do")
     return recipe

@@ -89,17 +89,18 @@ class Trainer:
         recipe = self.recipe
         self.g_o = self._frozen_original() if "dense +" in recipe.generators else None
         self.g_c = self._place(self._starting_generator(recipe))
-        self.d = None if recipe.d_kind == "none" else self._place(self._starting_critic(recipe))
+        self.d = self._place(self._starting_critic(recipe)) if recipe.has_d else None
         self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
         self.d_update = _d_update(recipe, config)
         if config.reading.g_norm == "running" and recipe.objective != "adversarial":
             freeze_norms(self.g_c)
-        if self.d is not None and recipe.objective == "self-supervised":
-            if config.reading.d_norm == "running":
-                freeze_norms(self.d)
+        supervised = self.d is not None and recipe.objective == "self-supervised"
+        if supervised and config.reading.d_norm == "running":
+            freeze_norms(self.d)
 
         # Pruning and optimizers. The masks live in the optimizer step.
         self.pruner = self._pruner(recipe) if recipe.prunes else None
+        self._sparsity = 0.0
         lr = task.lr if config.lr is None else config.lr
         self.opt_g = MaskedAdam(
             self.g_c.parameters(),
@@ -146,8 +147,8 @@ class Trainer:
 
         # Mask schedule first, so that both phases see the generator as it is now.
         if self.pruner is not None and self.pruner.step(step, self.config.steps):
-            self.pruner.apply_()
-            self.opt_g.set_masks(self.pruner.masks)
+            self.opt_g.set_masks(self.pruner.masks)  # zeroes weights and moments outside
+            self._sparsity = self.pruner.achieved_sparsity()
 
         with self._autocast(), torch.no_grad():
             fake_o = task.generate(self.g_o, batch) if self.g_o is not None else None
@@ -179,8 +180,8 @@ class Trainer:
         if self.ema is not None:
             self._update_ema(step)
         terms.update({name: float(value.detach()) for name, value in parts.items()})
-        sparsity = self.pruner.sparsity if self.pruner is not None else 0.0
-        return {"step": step, "loss": float(loss_g.detach()), "sparsity": sparsity, "terms": terms}
+        loss = float(loss_g.detach())
+        return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
 
     def _d_loss(
         self, batch: Batch, fake_o: torch.Tensor | None, fake_c: torch.Tensor
@@ -263,15 +264,17 @@ class Trainer:
         """Averages weights and BatchNorm statistics; the decay warms up, the zeros stay zeros."""
         assert self.ema is not None
         decay = min(self.config.ema, (1 + step) / (10 + step))
-        for mean, value in zip(self.ema.state_dict().values(), self.g_c.state_dict().values()):
+        own = self.g_c.state_dict()
+        for name, mean in self.ema.state_dict().items():
+            value = own[name]
             if mean.is_floating_point():
                 mean.lerp_(value, 1.0 - decay)
             else:
                 mean.copy_(value)
         if self.pruner is not None:
-            averages = dict(self.ema.named_parameters())
-            for name, mask in self.pruner.named_masks().items():
-                averages[name].mul_(mask)
+            for layer in self.pruner.layers:
+                average = self.ema.get_submodule(layer.name).weight
+                average.mul_(self.pruner.masks[layer.weight])
 
     # What a run starts from, and what it leaves.
 
@@ -295,7 +298,7 @@ class Trainer:
         return copy.deepcopy(self.task.generator)
 
     def _starting_critic(self, recipe: Recipe) -> nn.Module:
-        if recipe.d_init == "random":
+        if "random" in recipe.d:
             return self.task.fresh_discriminator()
         return copy.deepcopy(self.task.discriminator)
 
@@ -306,7 +309,7 @@ class Trainer:
             config.sparsity,
             granularity=config.granularity,
             schedule=AGP() if recipe.schedule == "agp" else OneShot(),
-            include=config.include,
+            include=config.include or None,
             exclude=config.exclude,
             scope=config.scope,
             vector_size=config.vector_size,
@@ -348,6 +351,8 @@ class Trainer:
             if part is not None:
                 part.load_state_dict(state["parts"][name])
         self.step, self.seconds = step, float(state["seconds"])
+        if self.pruner is not None:
+            self._sparsity = self.pruner.achieved_sparsity()
         rows = (self.out / "history.jsonl").read_text().splitlines()
         self.history = [row for row in map(json.loads, rows) if row["step"] < step]
 
@@ -357,7 +362,7 @@ class Trainer:
             with torch.no_grad():
                 recalibrate(generator, self._forwards(self.config.recalibration))
         generator.eval()
-        masks = self.pruner.named_masks() if self.pruner is not None else {}
+        masks = self.pruner.state_dict() if self.pruner is not None else {}
         if self.out is not None:
             self.save()
             note = {"config": json.dumps(self.config.to_dict()), "task": self.task.name}
@@ -383,16 +388,18 @@ _MAY_CHANGE = ("steps", "log_every", "save_every")
 
 def _d_update(recipe: Recipe, config: TrainConfig) -> str:
     """How D is updated: the row's answer, or for row b the chosen reading."""
-    if recipe.d_fixed in (True, None):
+    if not recipe.d_learns:
         return "fixed"
     if recipe.objective == "self-supervised":
         return config.reading.d_update
-    return "adversarial-original" if recipe.objective == "distillation" else "adversarial-compressed"
+    return (
+        "adversarial-original" if recipe.objective == "distillation" else "adversarial-compressed"
+    )
 
 
 def _finite(loss: torch.Tensor, step: int, phase: str) -> None:
     if not bool(torch.isfinite(loss)):
         raise TrainingError(
-            f"step {step}, {phase}: the loss is {float(loss.detach())}; lower lr or resume from the "
-            "last checkpoint with another seed"
+            f"step {step}, {phase}: the loss is {float(loss.detach())}; look at the data, or "
+            "lower lr and start from the last checkpoint"
         )

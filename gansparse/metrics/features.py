@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Feature extractors by name. A Fréchet distance means nothing without the name of its extractor."""
+"""Feature extractors by name: a Fréchet distance means nothing without its extractor's."""
 
 from __future__ import annotations
 
@@ -90,7 +90,9 @@ def lenet_extractor(
     )
 
 
-def module_extractor(name: str, module: nn.Module | Callable[[torch.Tensor], torch.Tensor], num_features: int) -> Extractor:
+def module_extractor(
+    name: str, module: nn.Module | Callable[[torch.Tensor], torch.Tensor], num_features: int
+) -> Extractor:
     """Any module or function that maps pictures in [-1, 1] to [N, num_features]."""
     return Extractor(name, num_features, features=module)
 

@@ -69,7 +69,7 @@ class DCGANGenerator(nn.Module):
 
 
 class DCGANDiscriminator(nn.Module):
-    """Picture to one logit; keys and shapes as in pytorch/examples, whose sigmoid is left to the loss.
+    """Picture to one logit; pytorch/examples' layout, with the sigmoid left to the loss.
 
     Args:
         ndf: channels of the first hidden layer; each layer after it has twice as many.

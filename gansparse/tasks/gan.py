@@ -99,7 +99,9 @@ class GANTask:
         """Refuses weights for terms that don't exist."""
         for term in self.weights:
             if term not in TERM_NAMES:
-                raise InputError(f"task {self.name}: weight for unknown term {term!r}; terms are {TERM_NAMES}")
+                raise InputError(
+                    f"task {self.name}: weight for unknown term {term!r}; terms are {TERM_NAMES}"
+                )
 
     def weight(self, term: str) -> float:
         """Weight of a term in the GAN's own loss; 1 where none was given."""

@@ -27,13 +27,13 @@ o dense        random dense,pretrained  no  --yy -
 
 
 def as_line(recipe):
-    d = "none" if recipe.d_kind == "none" else f"{recipe.d_kind},{recipe.d_init}"
-    fixed = {None: "-", True: "yes", False: "no"}[recipe.d_fixed]
-    flags = (recipe.l_gc, recipe.l_dc, recipe.l_go, recipe.l_do)
-    losses = "".join("y" if used else "-" for used in flags)
+    kind, init, *fixed = [*recipe.d.split(", "), ""][:3] if recipe.has_d else ("none", "", "")
+    d = f"{kind},{init}" if recipe.has_d else "none"
+    learns = "-" if not recipe.has_d else "yes" if fixed == ["fixed"] else "no"
+    losses = "".join("y" if name in recipe.losses else "-" for name in ("Gc", "Dc", "Go", "Do"))
     fid = "-" if recipe.published_fid is None else f"{recipe.published_fid:g}"
     generators = recipe.generators.replace(" ", "")
-    return [recipe.key, generators, recipe.g_init, d, fixed, losses, fid]
+    return [recipe.key, generators, recipe.g_init, d, learns, losses, fid]
 
 
 @pytest.mark.parametrize("line", TABLE_1.strip().splitlines())

@@ -48,7 +48,7 @@ def test_sigkill_at_random_moments_changes_no_bit(tmp_path):
             kills += 1
         process.communicate()
     assert kills >= 2, "the victim ended before it could be killed: give it more steps"
-    assert 0 < steps_saved(killed)
+    assert steps_saved(killed) > 0
     finish(start(killed))
     finish(reference)
 

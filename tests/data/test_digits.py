@@ -63,7 +63,10 @@ def test_missing_data(tmp_path):
     ("arrays", "message"),
     [
         ({"x": IMAGES}, "needs arrays x_train and y_train"),
-        ({"x_train": IMAGES[:, :20], "y_train": LABELS}, r"shape \[N, 28, 28\], got \[20, 20, 28\]"),
+        (
+            {"x_train": IMAGES[:, :20], "y_train": LABELS},
+            r"shape \[N, 28, 28\], got \[20, 20, 28\]",
+        ),
         ({"x_train": IMAGES, "y_train": LABELS[:3]}, r"20 images but labels \[3\]"),
         ({"x_train": IMAGES / 255.0, "y_train": LABELS}, "must be uint8 0..255, got float64"),
         (

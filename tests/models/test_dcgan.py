@@ -84,8 +84,13 @@ def test_sizes_are_read_off_the_file(tmp_path, end, prefix):
 
 def test_half_precision_files_load_as_float32(tmp_path):
     net = DCGANGenerator(nz=4, ngf=2, image_size=16)
-    save_tensors(tmp_path / "h.safetensors", {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()})
-    assert next(load_dcgan_generator(tmp_path / "h.safetensors").parameters()).dtype == torch.float32
+    save_tensors(
+        tmp_path / "h.safetensors",
+        {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()},
+    )
+    assert (
+        next(load_dcgan_generator(tmp_path / "h.safetensors").parameters()).dtype == torch.float32
+    )
 
 
 def broken(change):
@@ -99,7 +104,10 @@ def broken(change):
     [
         (lambda s: s.pop("main.1.bias"), "misses 'main.1.bias'"),
         (lambda s: s.update({"extra": torch.ones(1)}), "a key too many, 'extra'"),
-        (lambda s: s.update({"main.1.bias": torch.ones(3)}), r"main.1.bias must have shape \[4\], got \[3\]"),
+        (
+            lambda s: s.update({"main.1.bias": torch.ones(3)}),
+            r"main.1.bias must have shape \[4\], got \[3\]",
+        ),
         (lambda s: s["main.0.weight"].fill_(float("nan")), "main.0.weight holds NaN"),
         (lambda s: [s.pop(k) for k in list(s) if s[k].ndim == 4], "no convolution under main.N"),
     ],
