@@ -7,6 +7,12 @@ Every op has one file here (public function, reference in plain torch, fake) and
 
 from __future__ import annotations
 
+from gansparse.ops.feature_moments import feature_moments, feature_moments_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
 
-__all__ = ["masked_adam", "masked_adam_reference"]
+__all__ = [
+    "feature_moments",
+    "feature_moments_reference",
+    "masked_adam",
+    "masked_adam_reference",
+]
