@@ -10,20 +10,25 @@
 //   w  ← w − lr / (1 − β1ᵗ) · m / (√(v / (1 − β2ᵗ)) + eps)
 // and where the mask is 0: w ← 0, m ← 0, v ← 0 (v̂ ← 0), whatever the gradient was, NaN included.
 //
-// | argument        | per parameter, P its shape | dtype                    | role        |
-// |-----------------|----------------------------|--------------------------|-------------|
-// | params          | P, dense in any order      | T                        | read, write |
-// | grads           | P, layout of the parameter | T                        | read        |
-// | exp_avgs        | P, layout of the parameter | S                        | read, write |
-// | exp_avg_sqs     | P, layout of the parameter | S                        | read, write |
-// | steps           | one element, on the CPU or | float32                  | read        |
-// |                 | beside the parameter       |                          |             |
-// | masks           | P, layout of the parameter | bool or uint8, or None   | read        |
-// | max_exp_avg_sqs | P, layout of the parameter | S                        | read, write |
-// | lr              | a number or one element    | float32 (float64 on CPU) | read        |
+// | argument               | per parameter, P its shape | dtype                     | role        |
+// |------------------------|----------------------------|---------------------------|-------------|
+// | params                 | P, dense in any order      | T                         | read, write |
+// | grads                  | P, strides of the param    | T                         | read        |
+// | exp_avgs               | P, strides of the param    | S                         | read, write |
+// | exp_avg_sqs            | P, strides of the param    | S                         | read, write |
+// | steps                  | one; CPU, or beside param  | float32                   | read        |
+// | masks                  | P, strides of the param    | bool or uint8; or None    | read        |
+// | max_exp_avg_sqs        | P, strides of the param    | S; no list: no amsgrad    | read, write |
+// |                        | for all parameters         |                           |             |
+// | lr                     | number, or one             | float32 (CPU: or float64) | ≥ 0         |
+// | betas                  | β1, β2                     | double                    | in [0, 1)   |
+// | eps                    | number                     | double                    | ≥ 0         |
+// | weight_decay           | number                     | double                    | ≥ 0         |
+// | decoupled_weight_decay | flag                       | bool                      |             |
+// | maximize               | flag                       | bool                      |             |
 //
 // T is float32 or float64, on CUDA also float16 or bfloat16; S is T, or float32 for 16-bit T. No
-// two arrays may overlap. max_exp_avg_sqs turns amsgrad on.
+// two arrays may overlap.
 //
 // Cost, float32 with masks: 16 bytes read, 1 byte of mask, 12 bytes written: 29 bytes a parameter
 // (amsgrad 37), bound by memory. Adam and two multiplications by a mask move 52.
