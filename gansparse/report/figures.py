@@ -1,0 +1,252 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The figures of a comparison: plain data in, a matplotlib Figure out.
+
+Numbers refer to the figures of Yu & Pool 2020's supplement: loss curves (1), sample grids (3), rows
+with residuals (4), the same of two dense generators (5). Figures are built without pyplot, so they
+share no state and need no display. Colours are Okabe & Ito's, which colour-blind readers can tell
+apart; lines differ in style too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gansparse.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+Pictures = NDArray[np.float32]  # [K, C, H, W] in [-1, 1], C 1 or 3
+
+INK, FAINT = "#1a1a1a", "#8a8a8a"
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
+#: Inches; at 72 points an inch 10 pt text is legible on a phone, where a figure is 3.4 inches wide.
+WIDTH = 4.2
+AMPLIFICATION = 10
+#: Points of a curve that are drawn; a longer one is averaged in equal pieces.
+_POINTS = 240
+
+
+def loss_curves(
+    histories: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int = 3
+) -> Figure:
+    """Figure 1: one panel a technique, its loss and the terms of it, and the sparsity reached.
+
+    Args:
+        histories: title → rows ``{"step", "loss", "sparsity" or None, "terms": {name: value}}``.
+        columns: panels side by side.
+    """
+    if not histories:
+        raise InputError("loss_curves: needs at least one history, got none")
+    columns = min(columns, len(histories))
+    rows = math.ceil(len(histories) / columns)
+    figure = _figure(WIDTH * columns, 3.1 * rows)
+    for number, (title, history) in enumerate(histories.items()):
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_title(title, loc="left")
+        axes.set_xlabel("step")
+        if history:
+            _loss_panel(axes, history)
+        else:
+            axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
+    return figure
+
+
+def sample_grids(grids: Mapping[str, Pictures], *, columns: int = 3, count: int = 64) -> Figure:
+    """Figure 3: pictures of several generators from the same latents, side by side.
+
+    Args:
+        grids: title, with the FID in it → pictures [K, C, H, W] in [-1, 1].
+        columns: grids side by side.
+        count: pictures a grid at most; it is rounded down to a square.
+    """
+    if not grids:
+        raise InputError("sample_grids: needs at least one set of pictures, got none")
+    columns = min(columns, len(grids))
+    rows = math.ceil(len(grids) / columns)
+    figure = _figure(3.4 * columns, 3.75 * rows)
+    for number, (title, pictures) in enumerate(grids.items()):
+        side = max(1, math.isqrt(min(count, len(pictures))))
+        axes = figure.add_subplot(rows, columns, number + 1)
+        axes.set_title(title, loc="left")
+        _show(axes, mosaic(_unit(pictures[: side * side]), side))
+    return figure
+
+
+def residual_rows(
+    original: Pictures,
+    compressed: Pictures,
+    *,
+    inputs: Pictures | None = None,
+    names: tuple[str, str] = ("original", "compressed"),
+    count: int = 8,
+) -> Figure:
+    """Figures 4 and 5: input, original output, compressed output, residual amplified 10x.
+
+    The residual is ``10 · |compressed − original|`` with pictures in [0, 1]: black where the two
+    agree, white from a difference of 0.1 on. With two dense generators in place of the pair (figure
+    5) it shows which residual is nothing but the noise of training.
+
+    Args:
+        original: [K, C, H, W] in [-1, 1].
+        compressed: the same shape, from the same inputs.
+        inputs: pictures that the generators were given, if they were given pictures.
+        names: of the two generators.
+        count: columns at most.
+    """
+    if original.shape != compressed.shape:
+        got = f"{list(original.shape)} and {list(compressed.shape)}"
+        raise InputError(f"residual_rows: the two sets of pictures must match, got {got}")
+    first, second = _unit(original[:count]), _unit(compressed[:count])
+    difference = np.abs(second - first)
+    rows = {
+        names[0]: first,
+        names[1]: second,
+        f"difference ×{AMPLIFICATION} (mean {difference.mean():.3f})": np.clip(
+            AMPLIFICATION * difference, 0, 1
+        ),
+    }
+    if inputs is not None:
+        rows = {"input": _unit(inputs[:count]), **rows}
+    figure = _figure(5.4, (5.4 / len(first) + 0.3) * len(rows))
+    for number, (name, pictures) in enumerate(rows.items()):
+        axes = figure.add_subplot(len(rows), 1, number + 1)
+        axes.set_title(name, loc="left")
+        _show(axes, mosaic(pictures, len(pictures)))
+    return figure
+
+
+def fid_bars(bars: Sequence[tuple[str, float, tuple[float, float]]], dense_fid: float) -> Figure:
+    """FID of each technique as a bar, the dense generator's as a line; whiskers span the seeds.
+
+    Args:
+        bars: (name, mean, (lowest, highest)), drawn from top to bottom.
+        dense_fid: where the line stands.
+    """
+    figure = _figure(WIDTH, 0.62 * len(bars) + 0.9)
+    axes = figure.add_subplot()
+    places = range(len(bars))
+    axes.barh(places, [mean for _, mean, _ in bars], height=0.38, color=COLOURS[0])
+    right = max([dense_fid, *(highest for _, _, (_, highest) in bars)])
+    for place, (name, mean, (lowest, highest)) in zip(places, bars, strict=True):
+        if highest > lowest:
+            axes.plot([lowest, highest], [place, place], color=INK, linewidth=1.5, marker="|")
+        axes.text(0, place - 0.27, name, va="bottom", ha="left")
+        axes.text(highest + 0.015 * right, place, f"{mean:.4g}", va="center", ha="left")
+    axes.axvline(dense_fid, color=INK, linestyle="--", linewidth=1.2)
+    axes.text(
+        dense_fid, len(bars) - 0.62, f" dense {dense_fid:.4g}", va="top", ha="left", color=INK
+    )
+    axes.set_xlim(0, 1.18 * right if right > 0 else 1)
+    axes.set_ylim(len(bars) - 0.25, -0.75)
+    axes.set_yticks([])
+    axes.set_xlabel("FID, lower is better")
+    return figure
+
+
+def fid_sweep(
+    curves: Mapping[str, Sequence[tuple[float, float, tuple[float, float]]]], dense_fid: float
+) -> Figure:
+    """FID over sparsity, one line a technique, the dense generator as a level.
+
+    Args:
+        curves: name → points (sparsity, mean, (lowest, highest) over seeds).
+        dense_fid: the level.
+    """
+    figure = _figure(WIDTH, 3.4)
+    axes = figure.add_subplot()
+    for number, (name, points) in enumerate(curves.items()):
+        shares, means, ranges = zip(*sorted(points), strict=True)
+        percents = [100 * share for share in shares]
+        look: dict[str, Any] = {"color": _pick(COLOURS, number), "linestyle": _pick(STYLES, number)}
+        axes.plot(percents, means, marker="osD^vPX"[number % 7], label=name, **look)
+        axes.vlines(percents, *zip(*ranges, strict=True), color=_pick(COLOURS, number))
+    axes.axhline(dense_fid, color=FAINT, linestyle="--", label=f"dense ({dense_fid:.4g})")
+    values = [dense_fid, *(mean for points in curves.values() for _, mean, _ in points)]
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_yscale("log")
+    axes.set_xlabel("sparsity, %")
+    axes.set_ylabel("FID, lower is better")
+    axes.legend(frameon=False, fontsize=9)
+    return figure
+
+
+def mosaic(pictures: Pictures, columns: int, gap: int = 2) -> NDArray[np.float32]:
+    """Pictures [K, C, H, W] in [0, 1] as one [rows·H, columns·W, C], with white gaps."""
+    count, channels, height, width = pictures.shape
+    rows = math.ceil(count / columns)
+    sheet = np.ones(
+        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), dtype=np.float32
+    )
+    for index, picture in enumerate(pictures):
+        top, left = index // columns * (height + gap), index % columns * (width + gap)
+        sheet[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
+    return sheet
+
+
+def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+    steps = _thin([row["step"] for row in history])
+    names = list(dict.fromkeys(name for row in history for name in row["terms"]))
+    curves = {"loss": [row["loss"] for row in history]}
+    curves |= {name: [row["terms"].get(name, math.nan) for row in history] for name in names}
+    lowest, highest = math.inf, -math.inf
+    for number, (name, values) in enumerate(curves.items()):
+        thin = _thin(values)
+        axes.plot(
+            steps,
+            thin,
+            label=name,
+            color=_pick(COLOURS, number),
+            linestyle=_pick(STYLES, number),
+            linewidth=1.8 if name == "loss" else 1.1,
+        )
+        if not np.isnan(thin).all():
+            lowest, highest = min(lowest, np.nanmin(thin)), max(highest, np.nanmax(thin))
+    if lowest > 0 and highest > 30 * lowest:
+        axes.set_yscale("log")
+    sparsity = [row.get("sparsity") for row in history]
+    if any(value is not None for value in sparsity):
+        right = axes.twinx()
+        shares = [math.nan if value is None else 100 * value for value in sparsity]
+        right.plot(steps, _thin(shares), color=FAINT, linewidth=1, linestyle=":")
+        right.set_ylim(0, 100)
+        right.set_ylabel("sparsity, % (dotted)", color=FAINT, fontsize=9)
+        right.tick_params(labelsize=8, colors=FAINT)
+    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right", handlelength=1.6)
+
+
+def _thin(values: Sequence[float]) -> NDArray[np.float64]:
+    """At most ``_POINTS`` values: means over equal pieces of the curve."""
+    array = np.asarray(values, dtype=np.float64)
+    if len(array) <= _POINTS:
+        return array
+    return np.array([piece.mean() for piece in np.array_split(array, _POINTS)])
+
+
+def _unit(pictures: Pictures) -> Pictures:
+    """From [-1, 1] to [0, 1]."""
+    return np.clip((pictures + 1) / 2, 0, 1)
+
+
+def _pick(choices: Sequence[Any], number: int) -> Any:
+    return choices[number % len(choices)]
+
+
+def _show(axes: Axes, sheet: NDArray[np.float32]) -> None:
+    shown = sheet[:, :, 0] if sheet.shape[2] == 1 else sheet
+    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
+    return Figure((width, height), layout=ConstrainedLayoutEngine(w_pad=0.03, h_pad=0.03))
