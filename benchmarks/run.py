@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run the benchmarks of the ops: `python benchmarks/run.py [op …] [--rounds N] [--save | --check]`.
+
+Without a flag the table is printed and nothing is kept. --save writes
+benchmarks/results/<machine>.csv. --check compares ratios with that file and exits with status 1 if
+one fell by more than 5 %.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from benchmarks import harness
+
+OPS = sorted(file.stem.removeprefix("bench_") for file in Path(__file__).parent.glob("ops/*.py"))
+TOLERANCE = 0.05
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("ops", nargs="*", metavar="op", help=f"of {', '.join(OPS)} (all)")
+    parser.add_argument("--rounds", type=int, default=21, help="turns of every candidate (21)")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (1 2)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    todo = parser.add_mutually_exclusive_group()
+    todo.add_argument("--save", action="store_true", help="write benchmarks/results/<machine>.csv")
+    todo.add_argument("--check", action="store_true", help="fail if a ratio fell by more than 5 %%")
+    chosen = parser.parse_args()
+    unknown = sorted(set(chosen.ops) - set(OPS))
+    if unknown or chosen.rounds < 4:
+        parser.error(
+            f"no benchmark for {', '.join(unknown)}" if unknown else "--rounds must be at least 4"
+        )
+
+    machine = harness.machine()
+    print("  ".join(f"{name}: {value}" for name, value in machine.items()))
+    rows = []
+    for op in chosen.ops or OPS:
+        bench = importlib.import_module(f"benchmarks.ops.bench_{op}")
+        for case in bench.cases(chosen.threads, chosen.device):
+            measured = harness.run_case(case, chosen.rounds)
+            rows += [{**row, **machine} for row in measured]
+            print(*(harness.format_row(row) for row in measured), sep="\n", flush=True)
+
+    path = harness.results_file()
+    if chosen.save:
+        harness.save_results(rows, path)
+        print(f"saved {path}")
+    if chosen.check:
+        fallen = harness.regressions(rows, harness.read_results(path), TOLERANCE)
+        print("\n".join(fallen) or "no ratio fell")
+        return 1 if fallen else 0
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
