@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles kernels with the emulator for the host, plain or sanitized, and runs them.
+
+A program is one driver from this folder and the emulator. Programs are kept in pytest's cache under
+a name that is a hash of all they are made of.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+HERE = Path(__file__).parent
+CSRC = HERE.parent.parent / "csrc"
+EMULATOR = [CSRC / "emulator" / "fiber.cpp", CSRC / "emulator" / "block.cpp"]
+BASE = ["-std=c++17", "-g", f"-I{CSRC}", f"-I{HERE}", "-Wall", "-Wextra", "-Werror"]
+BASE += ["-Wno-unknown-pragmas"]  # "#pragma unroll" is nvcc's
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to compile.
+
+    Args:
+        flags: for the driver, which is instrumented.
+        emulator_flags: for the emulator, which is not.
+        link: for the linker.
+        environment: for the run.
+        status: exit status when the sanitizer has found something.
+    """
+
+    flags: tuple[str, ...]
+    emulator_flags: tuple[str, ...] = ()
+    link: tuple[str, ...] = ()
+    environment: tuple[tuple[str, str], ...] = ()
+    status: int = 0
+
+
+# -fwhole-program gives static arrays in templates (a kernel's shared memory) internal linkage:
+# AddressSanitizer guards no others. -fno-strict-aliasing: atomics look at floats as integers.
+_DRIVER = ("-O1", "-fwhole-program", "-fno-strict-aliasing")
+VARIANTS = {
+    "plain": Variant(("-O2", *_DRIVER[1:])),
+    "thread": Variant(
+        (*_DRIVER, "-fsanitize=thread"),
+        ("-DEMULATOR_TSAN",),
+        ("-fsanitize=thread",),
+        (("TSAN_OPTIONS", "halt_on_error=1:exitcode=66"),),
+        66,
+    ),
+    "address": Variant(
+        (*_DRIVER, "-fsanitize=address,undefined", "-fno-sanitize-recover=all"),
+        ("-DEMULATOR_ASAN",),
+        ("-fsanitize=address,undefined",),
+        (("ASAN_OPTIONS", "exitcode=67:detect_leaks=0"), ("UBSAN_OPTIONS", "exitcode=67")),
+        67,
+    ),
+}
+
+
+def why_not() -> str | None:
+    """What this machine lacks to run the emulator, or None."""
+    if platform.machine() not in ("x86_64", "AMD64"):
+        return f"the emulator runs on x86-64, this is {platform.machine()}"
+    return None if _compiler() else "the emulator needs g++"
+
+
+@functools.cache
+def _compiler() -> str | None:
+    return shutil.which(os.environ.get("CXX", "g++")) or shutil.which("g++")
+
+
+def _run(*command: str | Path) -> str:
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(map(str, command))}\n{done.stderr}"
+    return done.stdout
+
+
+@functools.cache
+def _hash_of(source: Path, flags: tuple[str, ...]) -> str:
+    """Over the compiler, the flags, and all files that the source includes."""
+    compiler = _compiler()
+    assert compiler is not None
+    listed = _run(compiler, *BASE, *flags, "-MM", source)
+    files = listed.replace("\\\n", " ").split(":", 1)[1].split()
+    digest = hashlib.sha256(repr((_run(compiler, "--version"), BASE, flags)).encode())
+    for file in files:
+        digest.update(Path(file).read_bytes())
+    return digest.hexdigest()[:20]
+
+
+def _object(source: Path, flags: tuple[str, ...], folder: Path) -> Path:
+    target = folder / f"{source.stem}-{_hash_of(source, flags)}.o"
+    if not target.exists():
+        compiler = _compiler()
+        assert compiler is not None
+        fresh = target.with_suffix(f".{os.getpid()}.tmp")  # two test processes may build at once
+        _run(compiler, *BASE, *flags, "-c", source, "-o", fresh)
+        fresh.replace(target)
+    return target
+
+
+def build(driver: str, variant: str, folder: Path) -> Path:
+    """The program of `driver`.cpp, compiled if it is not in `folder` yet."""
+    how = VARIANTS[variant]
+    compiler = _compiler()
+    assert compiler is not None
+    objects = [_object(HERE / f"{driver}.cpp", how.flags, folder)]
+    objects += [_object(source, ("-O2", *how.emulator_flags), folder) for source in EMULATOR]
+    digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
+    target = folder / f"{driver}-{variant}-{digest}"
+    if not target.exists():
+        fresh = target.with_suffix(f".{os.getpid()}.tmp")
+        _run(compiler, *how.link, *objects, "-o", fresh)
+        fresh.replace(target)
+    return target
+
+
+def run(program: Path, variant: str, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a program of that variant. Where it can, without randomised addresses.
+
+    ThreadSanitizer's shadow has fixed places; kernels that randomise more than 28 bits put
+    libraries on top of them.
+    """
+    command = [str(program), *map(str, arguments)]
+    if variant == "thread" and (setarch := shutil.which("setarch")):
+        unrandomised = [setarch, platform.machine(), "--addr-no-randomize"]
+        allowed = subprocess.run([*unrandomised, "true"], capture_output=True, check=False)
+        if allowed.returncode == 0:
+            command = unrandomised + command
+    environment = {**os.environ, **dict(VARIANTS[variant].environment)}
+    return subprocess.run(
+        command, env=environment, capture_output=True, text=True, check=False, timeout=120
+    )
+
+
+def write_arguments(path: Path, arrays: list[np.ndarray | None]) -> None:
+    """The file that arguments.h reads."""
+    with path.open("wb") as file:
+        for array in arrays:
+            data = b"" if array is None else np.ascontiguousarray(array).tobytes()
+            file.write(np.int64(len(data)).tobytes() + data)
+
+
+def read_results(path: Path) -> list[bytes]:
+    """The records that a driver wrote."""
+    data, out = path.read_bytes(), []
+    while data:
+        count = int(np.frombuffer(data[:8], np.int64)[0])
+        out.append(data[8 : 8 + count])
+        data = data[8 + count :]
+    return out
