@@ -81,8 +81,8 @@ struct Coefficients {
 // 1 − βᵗ is −expm1(t · ln β): pow would lose half the digits where β is near 1.
 template <class T>
 GANSPARSE_HD Coefficients<T> coefficients(const Hyper& h, double lr, double step) {
-  const double correction1 = -expm1(step * log(h.beta1));
-  const double correction2 = -expm1(step * log(h.beta2));
+  const double correction1 = -std::expm1(step * std::log(h.beta1));
+  const double correction2 = -std::expm1(step * std::log(h.beta2));
   Coefficients<T> c;
   c.sign = h.maximize ? T(-1) : T(1);
   c.l2 = h.decoupled_weight_decay ? T(0) : T(h.weight_decay);
@@ -92,7 +92,7 @@ GANSPARSE_HD Coefficients<T> coefficients(const Hyper& h, double lr, double step
   c.beta2 = T(h.beta2);
   c.rest2 = T(1 - h.beta2);
   c.step_size = T(lr / correction1);
-  c.inverse_sqrt_c2 = T(1 / sqrt(correction2));
+  c.inverse_sqrt_c2 = T(1 / std::sqrt(correction2));
   c.eps = T(h.eps);
   return c;
 }
@@ -109,7 +109,7 @@ GANSPARSE_HD void update(const Coefficients<T>& c, T grad, T* param, T* exp_avg,
     if (*max_exp_avg_sq > v) second = *max_exp_avg_sq;
     *max_exp_avg_sq = second;
   }
-  *param = c.keep * *param - c.step_size * (m / (sqrt(second) * c.inverse_sqrt_c2 + c.eps));
+  *param = c.keep * *param - c.step_size * (m / (std::sqrt(second) * c.inverse_sqrt_c2 + c.eps));
   *exp_avg = m;
   *exp_avg_sq = v;
 }
