@@ -12,6 +12,8 @@ import torch
 LACKS = {
     "cuda": "CUDA tests not run (no CUDA device): run `pytest -m cuda` on a machine with one",
     "simd": "instruction-set tests not run: this processor lacks the set",
+    "emulator": "tests of the CUDA kernels in the emulator not run: it needs g++ on x86-64",
+    "nvcc": "register and spill tests not run: they need the nvcc release of registers.json",
     "data": "data tests not run: set GANSPARSE_DATA to the folder of data sets",
 }
 _not_run: Counter[str] = Counter()
