@@ -222,8 +222,8 @@ def load_samples(path: Path) -> NDArray[np.float32]:
 
 
 def percent(share: float) -> str:
-    """A share for reading: 0.75 → "75 %", 0.125 → "12.5 %"."""
-    return f"{100 * share:.4g} %"
+    """A share for reading, with a space that no line breaks at: 0.125 → "12.5 %"."""
+    return f"{100 * share:.4g}\N{NO-BREAK SPACE}%"
 
 
 def _run(entry: Entry) -> Run:

@@ -10,6 +10,7 @@ apart; lines differ in style too.
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -50,7 +51,7 @@ def loss_curves(
     figure = _figure(WIDTH * columns, 3.1 * rows)
     for number, (title, history) in enumerate(histories.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.set_title(title, loc="left")
+        axes.set_title(_wrap(title, 40), loc="left", fontsize=11)
         axes.set_xlabel("step")
         if history:
             _loss_panel(axes, history)
@@ -63,7 +64,7 @@ def sample_grids(grids: Mapping[str, Pictures], *, columns: int = 3, count: int 
     """Figure 3: pictures of several generators from the same latents, side by side.
 
     Args:
-        grids: title, with the FID in it → pictures [K, C, H, W] in [-1, 1].
+        grids: title, with the FID in it, or "" → pictures [K, C, H, W] in [-1, 1].
         columns: grids side by side.
         count: pictures a grid at most; it is rounded down to a square.
     """
@@ -71,11 +72,12 @@ def sample_grids(grids: Mapping[str, Pictures], *, columns: int = 3, count: int 
         raise InputError("sample_grids: needs at least one set of pictures, got none")
     columns = min(columns, len(grids))
     rows = math.ceil(len(grids) / columns)
-    figure = _figure(3.4 * columns, 3.75 * rows)
+    lines = max(_wrap(title, 36).count("\n") + 1 if title else 0 for title in grids)
+    figure = _figure(3.4 * columns, (3.4 + 0.18 * lines) * rows)
     for number, (title, pictures) in enumerate(grids.items()):
         side = max(1, math.isqrt(min(count, len(pictures))))
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.set_title(title, loc="left")
+        axes.set_title(_wrap(title, 36), loc="left", fontsize=11)
         _show(axes, mosaic(_unit(pictures[: side * side]), side))
     return figure
 
@@ -115,38 +117,37 @@ def residual_rows(
     }
     if inputs is not None:
         rows = {"input": _unit(inputs[:count]), **rows}
-    figure = _figure(5.4, (5.4 / len(first) + 0.3) * len(rows))
+    figure = _figure(WIDTH, (WIDTH / len(first) + 0.26) * len(rows))
     for number, (name, pictures) in enumerate(rows.items()):
         axes = figure.add_subplot(len(rows), 1, number + 1)
-        axes.set_title(name, loc="left")
+        axes.set_title(name, loc="left", fontsize=10)
         _show(axes, mosaic(pictures, len(pictures)))
     return figure
 
 
 def fid_bars(bars: Sequence[tuple[str, float, tuple[float, float]]], dense_fid: float) -> Figure:
-    """FID of each technique as a bar, the dense generator's as a line; whiskers span the seeds.
+    """FID of the dense generator and of each technique as bars; whiskers span the seeds.
 
     Args:
-        bars: (name, mean, (lowest, highest)), drawn from top to bottom.
-        dense_fid: where the line stands.
+        bars: (name, mean, (lowest, highest)), drawn from top to bottom under the dense generator's.
+        dense_fid: the length of the first bar, and where a line runs down from it.
     """
-    figure = _figure(WIDTH, 0.62 * len(bars) + 0.9)
+    everything = [("dense (original)", dense_fid, (dense_fid, dense_fid)), *bars]
+    figure = _figure(WIDTH, 0.55 * len(everything) + 0.6)
     axes = figure.add_subplot()
-    places = range(len(bars))
-    axes.barh(places, [mean for _, mean, _ in bars], height=0.38, color=COLOURS[0])
-    right = max([dense_fid, *(highest for _, _, (_, highest) in bars)])
-    for place, (name, mean, (lowest, highest)) in zip(places, bars, strict=True):
+    axes.axvline(dense_fid, color=FAINT, linestyle="--", linewidth=1, zorder=0)
+    right = max(highest for _, _, (_, highest) in everything)
+    for place, (name, mean, (lowest, highest)) in enumerate(everything):
+        axes.barh(place, mean, height=0.4, color=COLOURS[0] if place else FAINT)
         if highest > lowest:
             axes.plot([lowest, highest], [place, place], color=INK, linewidth=1.5, marker="|")
-        axes.text(0, place - 0.27, name, va="bottom", ha="left")
-        axes.text(highest + 0.015 * right, place, f"{mean:.4g}", va="center", ha="left")
-    axes.axvline(dense_fid, color=INK, linestyle="--", linewidth=1.2)
-    axes.text(
-        dense_fid, len(bars) - 0.62, f" dense {dense_fid:.4g}", va="top", ha="left", color=INK
-    )
-    axes.set_xlim(0, 1.18 * right if right > 0 else 1)
-    axes.set_ylim(len(bars) - 0.25, -0.75)
+        axes.text(highest + 0.015 * right, place, f"{mean:.4g}", va="center")
+        shown = _literal(textwrap.shorten(name, 48, placeholder="…"))
+        axes.text(0, place - 0.24, shown, va="bottom", bbox={"color": "white", "pad": 0.5})
+    axes.set_xlim(0, 1.15 * right if right > 0 else 1)
+    axes.set_ylim(len(everything) - 0.6, -0.75)
     axes.set_yticks([])
+    axes.spines[["top", "right", "left"]].set_visible(False)
     axes.set_xlabel("FID, lower is better")
     return figure
 
@@ -166,7 +167,13 @@ def fid_sweep(
         shares, means, ranges = zip(*sorted(points), strict=True)
         percents = [100 * share for share in shares]
         look: dict[str, Any] = {"color": _pick(COLOURS, number), "linestyle": _pick(STYLES, number)}
-        axes.plot(percents, means, marker="osD^vPX"[number % 7], label=name, **look)
+        axes.plot(
+            percents,
+            means,
+            marker="osD^vPX"[number % 7],
+            label=_literal(textwrap.shorten(name, 44, placeholder="…")),
+            **look,
+        )
         axes.vlines(percents, *zip(*ranges, strict=True), color=_pick(COLOURS, number))
     axes.axhline(dense_fid, color=FAINT, linestyle="--", label=f"dense ({dense_fid:.4g})")
     values = [dense_fid, *(mean for points in curves.values() for _, mean, _ in points)]
@@ -202,7 +209,7 @@ def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         axes.plot(
             steps,
             thin,
-            label=name,
+            label=_literal(name),
             color=_pick(COLOURS, number),
             linestyle=_pick(STYLES, number),
             linewidth=1.8 if name == "loss" else 1.1,
@@ -233,6 +240,16 @@ def _thin(values: Sequence[float]) -> NDArray[np.float64]:
 def _unit(pictures: Pictures) -> Pictures:
     """From [-1, 1] to [0, 1]."""
     return np.clip((pictures + 1) / 2, 0, 1)
+
+
+def _wrap(title: str, width: int) -> str:
+    """Long lines broken; the line breaks that are there stay."""
+    return "\n".join(textwrap.fill(line, width) for line in _literal(title).splitlines())
+
+
+def _literal(text: str) -> str:
+    """So that matplotlib reads no dollar sign as the beginning of a formula."""
+    return text.replace("$", r"\$")
 
 
 def _pick(choices: Sequence[Any], number: int) -> Any:

@@ -41,11 +41,13 @@ class Picture:
     Args:
         data: ``data:`` address with the whole image in it.
         alt: what it shows, for those who can't see it.
+        caption: stands over it; "" for none.
         chart: a drawing, which a dark page may invert; a photograph it must not.
     """
 
     data: str
     alt: str
+    caption: str
     chart: bool
 
 
@@ -90,7 +92,6 @@ def render(report: Report) -> str:
         scores=_scores(report),
         grids=_grids(report),
         residuals=_residuals(report),
-        yardstick=_yardstick(report),
         curves=_curves(report),
         facts=_facts(report),
         settings=_settings(report.groups),
@@ -132,42 +133,43 @@ def _grids(report: Report) -> list[Picture]:
     for group in report.groups:
         run = group.first
         if run.samples is not None:
-            shown.append((group.title, run.fid, run.samples))
+            seed = f", seed {run.seed}" if len(group.runs) > 1 else ""
+            shown.append((f"{group.title}{seed}", run.fid, run.samples))
     pictures = []
     for name, fid, path in shown:
         images = load_samples(path)
         count = 64 if images.shape[-1] <= 64 else 16
-        figure = figures.sample_grids({f"{name}\nFID {fid:.4g}": images}, count=count)
         alt = f"Grid of pictures by {name}; FID {fid:.4g}. Every grid is made of the same latents."
-        pictures.append(_photo(figure, alt))
+        figure = figures.sample_grids({"": images}, count=count)
+        pictures.append(_photo(figure, alt, f"{name}: FID\N{NO-BREAK SPACE}{fid:.4g}"))
     return pictures
 
 
-def _residuals(report: Report) -> list[tuple[str, Picture]]:
-    """Figure 4: title and picture for each group with samples beside the dense generator's."""
-    if report.dense_samples is None:
-        return []
-    original = load_samples(report.dense_samples)
+def _residuals(report: Report) -> list[Picture]:
+    """Figure 4 for each group; figure 5, two dense generators, to measure them by."""
     pictures = []
-    for group in report.groups:
+    if report.dense_samples is not None:
+        pictures = _residuals_to(load_samples(report.dense_samples), report.groups)
+    if report.yardstick is not None:
+        first, second = (load_samples(path) for path in report.yardstick)
+        figure = figures.residual_rows(first, second, names=("dense, one seed", "dense, another"))
+        alt = "Rows of pictures by two dense generators of different seeds, and their difference."
+        caption = "Yardstick: two dense generators that differ in nothing but their seed"
+        pictures.append(_photo(figure, alt, caption))
+    return pictures
+
+
+def _residuals_to(original: figures.Pictures, groups: Iterable[Group]) -> list[Picture]:
+    pictures = []
+    for group in groups:
         if group.first.samples is not None:
             figure = figures.residual_rows(original, load_samples(group.first.samples))
             alt = (
                 f"Rows of pictures for {group.title}: original output, compressed output, and "
                 "their difference amplified ten times."
             )
-            pictures.append((group.title, _photo(figure, alt)))
+            pictures.append(_photo(figure, alt, group.title))
     return pictures
-
-
-def _yardstick(report: Report) -> Picture | None:
-    """Figure 5: two dense generators from different seeds."""
-    if report.yardstick is None:
-        return None
-    first, second = (load_samples(path) for path in report.yardstick)
-    figure = figures.residual_rows(first, second, names=("dense, one seed", "dense, another"))
-    alt = "Rows of pictures by two dense generators of different seeds, and their difference."
-    return _photo(figure, alt)
 
 
 def _curves(report: Report) -> list[Picture]:
@@ -178,7 +180,7 @@ def _curves(report: Report) -> list[Picture]:
             history = load_history(group.first.history)
             ends = f"from {history[0]['loss']:.3g} to {history[-1]['loss']:.3g}" if history else ""
             alt = f"Loss curve of {group.title}, {ends} over {len(history)} logged steps."
-            pictures.append(_chart(figures.loss_curves({group.title: history}), alt))
+            pictures.append(_chart(figures.loss_curves({"": history}), alt, group.title))
     return pictures
 
 
@@ -227,21 +229,21 @@ def _plain(value: object) -> str:
     return value if isinstance(value, str) else json.dumps(value)
 
 
-def _chart(figure: Figure, alt: str) -> Picture:
+def _chart(figure: Figure, alt: str, caption: str = "") -> Picture:
     """A drawing, as SVG: sharp on any screen and on paper."""
     import matplotlib
 
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "gansparse"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Picture(_data("image/svg+xml", buffer), alt, chart=True)
+    return Picture(_data("image/svg+xml", buffer), alt, caption, chart=True)
 
 
-def _photo(figure: Figure, alt: str) -> Picture:
+def _photo(figure: Figure, alt: str, caption: str) -> Picture:
     """Pictures, as WebP at twice the size they are shown at."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="webp", dpi=200, pil_kwargs={"quality": 85, "method": 4})
-    return Picture(_data("image/webp", buffer), alt, chart=False)
+    return Picture(_data("image/webp", buffer), alt, caption, chart=False)
 
 
 def _data(kind: str, buffer: io.BytesIO) -> str:

@@ -137,7 +137,9 @@ def headline(report: Report) -> str:
     ranked = sorted(fields[granularity, sparsity], key=lambda group: group.fid)
     ours = next((group for group in ranked if group.first.key == "b"), ranked[0])
     share = ours.first.share_of_training
-    after = "" if share is None else f", after {percent(float(f'{share:.2g}'))} of its training"
+    after = (
+        "" if share is None else f", after {percent(float(f'{share:.2g}'))} of its training steps"
+    )
     text = (
         f"At {percent(sparsity)} {granularity} sparsity, {ours.name} reaches FID "
         f"{ours.fid:.4g}, {report.ratio(ours.fid):.2f} times the dense generator's "
@@ -160,14 +162,15 @@ def metric_text(report: Report) -> str:
         against = "" if real is None else f" against {real:,} real"
         parts.append(f"{metric['num_fake']:,} generated{against}")
     parts += [str(metric[name]) for name in ("mode", "dtype") if metric.get(name)]
+    seeds = max(len(group.runs) for group in report.groups)
+    parts += [f"mean (lowest–highest) of {seeds} seeds"] if seeds > 1 else []
     return "; ".join(parts)
 
 
 def fid_text(group: Group) -> str:
     """The mean, and the range where there are several seeds."""
     lowest, highest = group.fid_range
-    several = f" ({lowest:.4g}–{highest:.4g}, {len(group.runs)} seeds)"
-    return f"{group.fid:.4g}{several if len(group.runs) > 1 else ''}"
+    return f"{group.fid:.4g}" + (f" ({lowest:.4g}–{highest:.4g})" if len(group.runs) > 1 else "")
 
 
 def duration(seconds: float | None) -> str:

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The page: what is in it, that it needs nothing else, and that it is whole or not there."""
+
+from __future__ import annotations
+
+import base64
+import io
+import os
+import re
+from html.parser import HTMLParser
+from xml.etree import ElementTree
+
+import pytest
+from made_up import make_run
+from PIL import Image
+
+from gansparse.errors import InputError, OutputError
+from gansparse.report import load_report, write_report
+from gansparse.report.html import render
+
+VOID = {"meta", "img", "br", "link"}
+
+
+class Page(HTMLParser):
+    """Elements with their attributes, the text, and a check that tags close in order."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.open: list[str] = []
+        self.text = ""
+        self.feed(text)
+        self.close()
+        assert not self.open
+
+    def handle_starttag(self, tag, attributes):
+        self.elements.append((tag, dict(attributes)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def handle_data(self, data):
+        if self.open and self.open[-1] != "style":
+            self.text += data
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def test_page_holds_everything(run):
+    path = write_report(run)
+    assert path == run / "report.html"
+    page = Page(path.read_text(encoding="utf-8"))
+    headings = [tag for tag, _ in page.elements if tag in ("h1", "h2")]
+    assert headings == ["h1", *["h2"] * 5]
+    text = page.text.replace("\N{NO-BREAK SPACE}", " ")
+    for told in (
+        "self-supervised (ours)", "knowledge distillation", "27.9", "893,500", "3 min 20 s",
+        "4.21 %", "gansparse demo --out runs/demo", "torch 2.13.0", "lenet-mnist", "Some processor",
+        "10,000 generated against 60,000 real", "batch size", "2026-01-02",
+    ):  # fmt: skip
+        assert told in text, told
+    # 1 chart of scores, 4 grids, 3 rows of residuals, 3 loss curves
+    assert len(page.all("img")) == 1 + 4 + 3 + 3
+    assert len(page.all("tr")) == 1 + 1 + 3
+
+
+def test_every_image_is_whole_and_described(run):
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    for image in page.all("img"):
+        assert len(image["alt"]) > 20
+        kind, data = re.fullmatch(r"data:image/(svg\+xml|webp);base64,(.+)", image["src"]).groups()
+        raw = base64.b64decode(data, validate=True)
+        if kind == "webp":
+            assert min(Image.open(io.BytesIO(raw)).size) > 300
+        else:
+            assert ElementTree.fromstring(raw).tag.endswith("svg")
+
+
+def test_nothing_is_loaded_from_elsewhere(run):
+    source = write_report(run).read_text(encoding="utf-8")
+    page = Page(source)
+    assert not page.all("script") + page.all("link") + page.all("iframe") + page.all("object")
+    for _, attributes in page.elements:
+        for name in ("src", "href", "srcset", "data"):
+            assert (attributes.get(name) or "data:").startswith("data:")
+        assert not any(name.startswith("on") for name in attributes)
+    assert "@import" not in source
+    assert "url(" not in source
+    assert "default-src 'none'" in source
+
+
+def test_everything_is_escaped(edit):
+    evil = "<script>alert('x')</script>\" onload=\"x & {{ 7 * 7 }} $\\frac{$"
+
+    def poison(document):
+        document.update(title=evil, command=evil, data=evil, machine={evil: evil})
+        document["metric"].update(extractor=evil, mode=evil)
+        for entry in document["runs"]:
+            entry.update(technique=evil, label=evil)
+            entry["config"][evil] = evil
+
+    folder = edit(poison)
+    history = folder / "b-element-0.75-0" / "history.jsonl"
+    history.write_text(history.read_text().replace('"gen"', '"_$x_{$<b>"'))
+    page = Page(write_report(folder).read_text(encoding="utf-8"))
+    assert not page.all("script")
+    assert not any("onload" in attributes for _, attributes in page.elements)
+    assert page.text.count("<script>alert('x')</script>") > 8
+    assert "49" not in page.text
+
+
+def test_the_same_document_gives_the_same_page(run):
+    assert write_report(run).read_bytes() == write_report(run).read_bytes()
+
+
+def test_size_of_a_full_sweep(tmp_path):
+    """Twelve runs with pictures of DCGAN's size stay under 3 MB."""
+    sparsities = (0.25, 0.5, 0.75, 0.9)
+    run = make_run(tmp_path, sparsities=sparsities, size=64, samples=64, steps=500)
+    assert write_report(run).stat().st_size < 3_000_000
+
+
+def test_several_seeds_and_sparsities(tmp_path):
+    run = make_run(tmp_path, sparsities=(0.5, 0.75), seeds=(0, 1, 2), steps=5)
+    page = Page(render(load_report(run)))
+    assert len(page.all("tr")) == 1 + 1 + 6, "one row a group, not a run"
+    assert "mean (lowest–highest) of 3 seeds" in page.text
+    assert "seed 0" in page.text
+    assert any("over sparsity" in image["alt"] for image in page.all("img"))
+
+
+def test_the_least_there_can_be(edit):
+    def strip(document):
+        for name in list(document):
+            if name not in ("title", "metric", "dense", "runs"):
+                del document[name]
+        document["metric"] = {"name": "FID"}
+        document["dense"] = {"fid": 0}
+        keep = ("key", "technique", "sparsity", "granularity", "fid")
+        document["runs"] = [{name: document["runs"][0][name] for name in keep}]
+
+    page = Page(write_report(edit(strip)).read_text(encoding="utf-8"))
+    assert len(page.all("img")) == 1
+    assert "nan" not in page.text
+
+
+def test_yardstick(edit):
+    def add(document):
+        samples = document["dense"]["samples"]
+        document["yardstick"] = {"samples_a": samples, "samples_b": samples}
+
+    assert "Yardstick" in Page(write_report(edit(add)).read_text(encoding="utf-8")).text
+
+
+def test_a_failed_write_leaves_the_old_page(run, monkeypatch):
+    path = write_report(run)
+    path.write_text("the old page")
+
+    def full(*_args):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "replace", full)
+    with pytest.raises(OutputError, match=r"report.html: No space left on device; free space"):
+        write_report(run)
+    assert path.read_text() == "the old page"
+    assert not [entry for entry in run.iterdir() if entry.name.startswith(".")]
+
+
+def test_bad_input_leaves_no_page(run):
+    (run / "b-element-0.75-0" / "history.jsonl").write_text("{not json\n")
+    with pytest.raises(InputError, match=r"history.jsonl: line 1 is not JSON; run the comparison"):
+        write_report(run)
+    assert not (run / "report.html").exists()
