@@ -74,6 +74,8 @@ def train_dcgan(
     nz: Annotated[int, typer.Option(min=1, help="Length of the latent vector.")] = 100,
     ngf: Annotated[int, typer.Option(min=1, help="Base width of the generator.")] = 64,
     ndf: Annotated[int, typer.Option(min=1, help="Base width of the discriminator.")] = 64,
+    r1: Annotated[float, typer.Option(help="Weight of D's R1 penalty; 0: none.")] = 0.0,
+    lr_decay: Annotated[str, typer.Option(help="none, half, linear or cosine.")] = "none",
     precision: Precision = Precision.fp32,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 500,
     seed: SeedOption = 0,
@@ -97,7 +99,14 @@ def train_dcgan(
 
     torch.manual_seed(seed)
     task = dcgan_task(
-        as_images(digits), nz=nz, ngf=ngf, ndf=ndf, batch_size=batch_size, seed=seed, lr=lr
+        as_images(digits),
+        nz=nz,
+        ngf=ngf,
+        ndf=ndf,
+        batch_size=batch_size,
+        seed=seed,
+        lr=lr,
+        r1=r1,
     )
     config = TrainConfig(
         recipe="a",
@@ -105,6 +114,7 @@ def train_dcgan(
         sparsity=0.0,
         seed=seed,
         precision=precision.value,
+        lr_decay=lr_decay,
         save_every=save_every,
         recalibration=200,
     )

@@ -14,7 +14,7 @@ D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "f
 REDUCTIONS = ("sample", "batch")
 OUTPUT_TERMS = ("mse", "l1", "features", "none")
 NORMS = ("batch", "running")
-LR_DECAYS = ("none", "linear", "cosine")
+LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 
 
@@ -61,7 +61,8 @@ class TrainConfig:
         reading: the paper's open points.
         lr: generator's learning rate; None: the task's.
         d_lr: discriminator's learning rate; None: as the generator's.
-        lr_decay: ``none``, ``linear`` or ``cosine`` to zero, over all steps.
+        lr_decay: ``none``; ``linear`` or ``cosine`` to zero over all steps; ``half``: constant for
+            the first half, linear to zero in the second.
         ema: decay of the exponential moving average of G_C's weights; 0: none.
         recalibration: batches whose statistics replace BatchNorm's running ones at the end.
         precision: ``fp32``, or ``bf16`` autocast.

@@ -158,7 +158,7 @@ class Trainer:
         # D phase: the supervisor goes on learning, unless the row fixes it.
         terms: dict[str, float] = {}
         if self.opt_d is not None:
-            loss_d = self._d_loss(batch, fake_o, fake_c.detach())
+            loss_d = self._d_loss(batch, fake_o, fake_c.detach(), step)
             _finite(loss_d, step, "D phase")
             self.opt_d.zero_grad(set_to_none=True)
             loss_d.backward()
@@ -184,7 +184,7 @@ class Trainer:
         return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
 
     def _d_loss(
-        self, batch: Batch, fake_o: torch.Tensor | None, fake_c: torch.Tensor
+        self, batch: Batch, fake_o: torch.Tensor | None, fake_c: torch.Tensor, step: int
     ) -> torch.Tensor:
         assert self.d is not None
         with self._autocast():
@@ -196,7 +196,10 @@ class Trainer:
                 return consistency(self.task, dis_o, dis_c, self.config.reading.reduction)
             fake = fake_o if self.d_update == "adversarial-original" else fake_c
             assert fake is not None
-            return weighted_mean(self.task, self._terms(batch, fake, judged_real)[1])
+            loss = weighted_mean(self.task, self._terms(batch, fake, judged_real)[1])
+        if self.task.regulariser is not None and step % self.task.regulariser_every == 0:
+            loss = loss + self.task.regulariser_every * self.task.regulariser(self.d, batch)
+        return loss
 
     def _g_losses(
         self,
@@ -255,6 +258,8 @@ class Trainer:
         done = step / self.config.steps
         if self.config.lr_decay == "linear":
             return 1.0 - done
+        if self.config.lr_decay == "half":  # constant, then linear, as Pix2Pix, CycleGAN, StarGAN
+            return min(1.0, 2.0 - 2.0 * done)
         if self.config.lr_decay == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from gansparse.data.digits import to_float
+from gansparse.errors import InputError
 from gansparse.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from gansparse.tasks.gan import Batch, GANTask, Terms
 from gansparse.tasks.sampling import ShuffledBatches, latents
@@ -32,6 +33,18 @@ def discriminator_terms(
 ) -> Terms:
     """l_Dis: binary cross entropy of real pictures against "real" and fakes against "fake"."""
     return {"dis": F.softplus(-judged_real) + F.softplus(judged_fake)}
+
+
+def r1_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
+    """Half the mean squared gradient norm of D's logits at real pictures (Mescheder et al. 2018).
+
+    It keeps D from judging by ever finer details, so what it says of a picture stays useful.
+    """
+    real = real.detach().requires_grad_()
+    with torch.autocast(real.device.type, enabled=False):
+        logits = discriminator(real).sum()
+        (gradient,) = torch.autograd.grad(logits, real, create_graph=True)
+    return 0.5 * gradient.square().flatten(1).sum(1).mean()
 
 
 def _as_float(images: torch.Tensor) -> torch.Tensor:
@@ -110,6 +123,7 @@ def dcgan_task(
     ndf: int = 64,
     batch_size: int = 64,
     seed: int = 0,
+    r1: float = 0.0,
     **options: Any,
 ) -> GANTask:
     """DCGAN as in the paper: nz 100, ngf = ndf = 64, 64x64 (Yu & Pool 2020, section 5).
@@ -123,8 +137,16 @@ def dcgan_task(
         ndf: the discriminator's base width.
         batch_size: samples a step.
         seed: of batches and latents.
+        r1: weight of the R1 penalty in D's own training, taken every 8th step; 0: none.
         **options: further fields of `GANTask`.
     """
+    if r1 < 0:
+        raise InputError(f"r1 must be at least 0, got {r1}")
+    if r1:
+        options |= {
+            "regulariser": lambda module, batch: r1 * r1_penalty(module, batch["real"]),
+            "regulariser_every": 8,
+        }
     channels, size = images.shape[1], images.shape[-1]
 
     def new_generator() -> nn.Module:

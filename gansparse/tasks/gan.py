@@ -62,6 +62,9 @@ class GANTask:
         generator_terms: (judged fake, fake, batch) -> {"gen": [N], "cla": [N], "rec": [N]}.
         discriminator_terms: (judged real, judged fake, batch) -> {"dis": [N]}.
         penalty_terms: (discriminator, fake, batch) -> {"gp": [N]}, or nothing.
+        regulariser: (discriminator, batch) -> a scalar that the GAN's own training adds to D's loss
+            and that does not depend on the generator, so it has no part in eq. 6; or None.
+        regulariser_every: D steps between two uses of it (Karras et al. 2020: lazily, times that).
         judge: (discriminator, images, batch) -> what the discriminator says.
         weights: weight of each term in the GAN's own training (alpha, beta, delta of eq. 3, 6).
         new_generator: builds a randomly initialised generator (techniques a, c, f, j, k, o).
@@ -84,6 +87,8 @@ class GANTask:
     generator_terms: Callable[[Any, torch.Tensor, Batch], Terms]
     discriminator_terms: Callable[[Any, Any, Batch], Terms]
     penalty_terms: Callable[[nn.Module, torch.Tensor, Batch], Terms] = _no_penalty
+    regulariser: Callable[[nn.Module, Batch], torch.Tensor] | None = None
+    regulariser_every: int = 1
     judge: Callable[[nn.Module, torch.Tensor, Batch], Any] = _judge
     weights: Mapping[str, float] = field(default_factory=dict)
     new_generator: Callable[[], nn.Module] | None = None
