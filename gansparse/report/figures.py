@@ -33,6 +33,7 @@ WIDTH = 4.2
 AMPLIFICATION = 10
 #: Points of a curve that are drawn; a longer one is averaged in equal pieces.
 _POINTS = 240
+_LEGEND_COLUMNS = 4
 
 
 def loss_curves(
@@ -51,12 +52,13 @@ def loss_curves(
     figure = _figure(WIDTH * columns, 3.1 * rows)
     for number, (title, history) in enumerate(histories.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
-        axes.set_title(_wrap(title, 40), loc="left", fontsize=11)
         axes.set_xlabel("step")
+        lines = 0
         if history:
-            _loss_panel(axes, history)
+            lines = _loss_panel(axes, history)
         else:
             axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
+        axes.set_title(_wrap(title, 40), loc="left", fontsize=11, pad=6 + 13 * lines)
     return figure
 
 
@@ -161,7 +163,7 @@ def fid_sweep(
         curves: name → points (sparsity, mean, (lowest, highest) over seeds).
         dense_fid: the level.
     """
-    figure = _figure(WIDTH, 3.4)
+    figure = _figure(WIDTH, 3.0 + 0.17 * len(curves))
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
         shares, means, ranges = zip(*sorted(points), strict=True)
@@ -181,7 +183,7 @@ def fid_sweep(
         axes.set_yscale("log")
     axes.set_xlabel("sparsity, %")
     axes.set_ylabel("FID, lower is better")
-    axes.legend(frameon=False, fontsize=9)
+    figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
 
 
@@ -198,7 +200,8 @@ def mosaic(pictures: Pictures, columns: int, gap: int = 2) -> NDArray[np.float32
     return sheet
 
 
-def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
+def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> int:
+    """Draws the curves, with their names above; returns how many lines the names take."""
     steps = _thin([row["step"] for row in history])
     names = list(dict.fromkeys(name for row in history for name in row["terms"]))
     curves = {"loss": [row["loss"] for row in history]}
@@ -226,7 +229,9 @@ def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> None:
         right.set_ylim(0, 100)
         right.set_ylabel("sparsity, % (dotted)", color=FAINT, fontsize=9)
         right.tick_params(labelsize=8, colors=FAINT)
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right", handlelength=1.6)
+    above: dict[str, Any] = {"loc": "lower left", "bbox_to_anchor": (0, 1.0), "borderaxespad": 0.1}
+    axes.legend(frameon=False, fontsize=8, ncols=_LEGEND_COLUMNS, handlelength=1.6, **above)
+    return math.ceil(len(curves) / _LEGEND_COLUMNS)
 
 
 def _thin(values: Sequence[float]) -> NDArray[np.float64]:

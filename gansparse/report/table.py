@@ -61,7 +61,7 @@ def table_rows(report: Report) -> list[Row]:
         achieved = run.sparsity if run.achieved_sparsity is None else run.achieved_sparsity
         cells = (
             f"{run.key}  {group.name}",
-            run.granularity,
+            run.granularity if achieved else "dense",
             percent(round(achieved, 4)),
             fid_text(group),
             f"{report.ratio(group.fid):.2f}",
