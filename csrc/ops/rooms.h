@@ -12,6 +12,7 @@ namespace gansparse {
 // Defines the op's function in the module; returns the implementations that were built.
 using Bind = std::vector<std::string> (*)(pybind11::module_& module);
 
+std::vector<std::string> bind_feature_moments(pybind11::module_& module);
 std::vector<std::string> bind_masked_adam(pybind11::module_& module);
 
 struct Room {
@@ -20,6 +21,7 @@ struct Room {
 };
 
 inline constexpr Room kRooms[] = {
+    {"feature_moments", &bind_feature_moments},
     {"masked_adam", &bind_masked_adam},
 };
 
