@@ -14,6 +14,7 @@ import torch
 from gansparse import _C
 from gansparse.errors import InputError
 from gansparse.info import collect, format_info
+from gansparse.optim import MaskedAdam
 
 # Runtimes that are mapped into the process, by file.
 LIST_RUNTIMES = """
@@ -60,12 +61,24 @@ def test_torch_governs_the_threads() -> None:
         torch.set_num_threads(before)
 
 
-def test_runs_in_any_python_thread() -> None:
+def test_torch_governs_the_threads_of_other_python_threads() -> None:
     found: list[int] = []
-    thread = threading.Thread(target=lambda: found.append(_C.build_info()["threads"]))
-    thread.start()
-    thread.join()
-    assert found[0] >= 1
+
+    def step() -> None:
+        w = torch.nn.Parameter(torch.ones(3))
+        w.grad = torch.ones(3)
+        MaskedAdam([w]).step()
+        found.append(_C.build_info()["threads"])
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(before + 3)
+        thread = threading.Thread(target=step)
+        thread.start()
+        thread.join()
+    finally:
+        torch.set_num_threads(before)
+    assert found == [before + 3]
 
 
 def test_without_torch_the_core_runs_on_one_thread() -> None:

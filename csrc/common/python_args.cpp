@@ -52,6 +52,9 @@ TensorView view_of_dlpack(const dlpack::Tensor& t, const char* op, const std::st
     row_major *= t.shape[i];
   }
   view.data = t.data ? static_cast<char*>(t.data) + t.byte_offset : nullptr;
+  if (view.data == nullptr && view.numel() > 0) {
+    refuse(op, argument, "have memory of its own", view.text() + " without any");
+  }
   return view;
 }
 

@@ -65,7 +65,12 @@ def describe(argument: Tensor | Sequence[Tensor | None] | None) -> Any:
 
 
 def current_stream(tensor: Tensor) -> int:
-    """The handle of torch's current stream on the tensor's device; 0 on the CPU."""
+    """The handle of torch's current stream on the tensor's device; 0 on the CPU.
+
+    To be called before every call of the core. On the CPU it has torch apply `set_num_threads` to
+    the calling Python thread, which torch puts off until it is asked, and which the core reads.
+    """
     if not tensor.is_cuda:
+        torch.get_num_threads()
         return 0
     return int(torch.cuda.current_stream(tensor.device).cuda_stream)

@@ -148,27 +148,31 @@ class MaskedAdam(torch.optim.Optimizer):
         """One call of the core: parameters of one group, device and dtype."""
         states = [self.state[p] or self._new_state(group, p) for p in parameters]
         steps = [state["step"] for state in states]
+        grads = [_grad_like(p) for p in parameters]
         torch._foreach_add_(steps, 1)
-        masks = [self._masks.get(p) for p in parameters]
         beta1, beta2 = group["betas"]
         lr = group["lr"]
-        _C.masked_adam(
-            parameters,
-            [_grad_like(p) for p in parameters],
-            [state["exp_avg"] for state in states],
-            [state["exp_avg_sq"] for state in states],
-            steps,
-            masks=masks,
-            max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else None,
-            lr=lr if isinstance(lr, Tensor) else float(lr),
-            beta1=beta1,
-            beta2=beta2,
-            eps=group["eps"],
-            weight_decay=group["weight_decay"],
-            decoupled_weight_decay=group["decoupled_weight_decay"],
-            maximize=group["maximize"],
-            stream=current_stream(parameters[0]),
-        )
+        try:
+            _C.masked_adam(
+                parameters,
+                grads,
+                [state["exp_avg"] for state in states],
+                [state["exp_avg_sq"] for state in states],
+                steps,
+                masks=[self._masks.get(p) for p in parameters],
+                max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else None,
+                lr=lr if isinstance(lr, Tensor) else float(lr),
+                beta1=beta1,
+                beta2=beta2,
+                eps=group["eps"],
+                weight_decay=group["weight_decay"],
+                decoupled_weight_decay=group["decoupled_weight_decay"],
+                maximize=group["maximize"],
+                stream=current_stream(parameters[0]),
+            )
+        except InputError:
+            torch._foreach_sub_(steps, 1)  # a refused step was not taken
+            raise
 
     def _new_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         names = _MOMENTS if group["amsgrad"] else _MOMENTS[:2]

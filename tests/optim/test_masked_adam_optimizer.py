@@ -338,8 +338,10 @@ def test_refuses_sparse_gradients_and_16_bits_on_the_cpu() -> None:
         MaskedAdam(table.parameters()).step()
     half = nn.Parameter(torch.ones(3, dtype=torch.bfloat16))
     half.grad = torch.ones_like(half)
+    optimizer = MaskedAdam([half])
     with pytest.raises(InputError, match=r"params\[0\] must be float32 or float64"):
-        MaskedAdam([half]).step()
+        optimizer.step()
+    assert optimizer.state[half]["step"] == 0, "a refused step is not counted"
 
 
 # ---- CUDA only -----------------------------------------------------------------------------------
