@@ -47,6 +47,8 @@ class Case:
         moved_bytes: bytes our algorithm must read and write: one read and one write each.
         flops: multiply-adds count two; 0 where memory is the limit.
         device: cpu or cuda.
+        dtype: of the arithmetic that `flops` counts; the limit is measured in it.
+        errors: how far each candidate is from the truth, relative; "" where that is no question.
     """
 
     op: str
@@ -57,6 +59,8 @@ class Case:
     moved_bytes: int = 0
     flops: int = 0
     device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+    errors: Callable[[], dict[str, float]] | None = None
 
 
 @dataclass(frozen=True)
@@ -146,9 +150,11 @@ def memory_limits(device: str = "cpu", items: int = 64 << 20) -> dict[str, tuple
     return {"copy": (lambda: x.copy_(y), 2 * x.nbytes), "add": (lambda: x.add_(y), 3 * x.nbytes)}
 
 
-def arithmetic_limits(device: str = "cpu", size: int = 1536) -> dict[str, tuple[Candidate, int]]:
+def arithmetic_limits(
+    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 1536
+) -> dict[str, tuple[Candidate, int]]:
     """A square matrix product: the nearest to the multiply-add peak that torch itself gets."""
-    a, b = (torch.ones(size, size, device=device) for _ in range(2))
+    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
     return {"matmul": (lambda: torch.mm(a, b, out=out), 2 * size**3)}
 
@@ -160,9 +166,12 @@ def run_case(case: Case, rounds: int) -> list[Row]:
     """Measure one case; one row a candidate."""
     with threads(case.threads):
         candidates = case.make()
-        limits = (arithmetic_limits if case.flops else memory_limits)(case.device)
+        limits = (
+            arithmetic_limits(case.device, case.dtype) if case.flops else memory_limits(case.device)
+        )
         runs = {f"limit {name}": run for name, (run, _) in limits.items()}
         measured = interleave({**candidates, **runs}, rounds, case.device)
+        errors = case.errors() if case.errors else {}
     rates = {name: work / measured.median(f"limit {name}") for name, (_, work) in limits.items()}
     limit_rate = max(rates.values())
     unit = "GFLOP/s" if case.flops else "GB/s"
@@ -185,6 +194,7 @@ def run_case(case: Case, rounds: int) -> list[Row]:
                 "times_ours_iqr": f"{ratio_spread:.3f}",
                 "limits": " ".join(f"{n} {r / 1e9:.4g}" for n, r in rates.items()) + f" {unit}",
                 "share_of_limit": f"{rate / limit_rate:.3f}" if name == OURS else "",
+                "error": f"{errors[name]:.1e}" if name in errors else "",
                 "rounds": str(rounds),
             }
         )
@@ -253,6 +263,7 @@ def format_row(row: Row) -> str:
         f"{row['candidate']:<24} {float(row['median_ms']):9.3f} ms ±{float(row['spread']):4.0%}  "
         f"{float(row['times_ours']):6.2f}x"
     )
+    line += f"  error {row['error']}" if row["error"] else ""
     if not row["share_of_limit"]:
         return line
     return f"{line}  {float(row['share_of_limit']):.0%} of the limit ({row['limits']})"

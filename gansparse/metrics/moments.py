@@ -163,9 +163,9 @@ class FeatureMoments:
         features = features.detach()
         if features.dtype in (torch.float16, torch.bfloat16):
             features = features.float()
-        finite = features.isfinite()
-        if not bool(finite.all()):
-            row, column = (int(i) for i in (~finite).nonzero()[0])
+        # A sum is finite only if all its terms are; finite terms may still overflow it.
+        if not bool(features.sum().isfinite()) and not bool(features.isfinite().all()):
+            row, column = (int(i) for i in (~features.isfinite()).nonzero()[0])
             raise InputError(
                 f"{batch} must be finite, got {float(features[row, column])} in row {row}, "
                 f"feature {column}"

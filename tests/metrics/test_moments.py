@@ -73,6 +73,14 @@ def test_a_mean_far_above_the_spread_costs_no_digits() -> None:
     assert float((moments.cov - want).abs().max()) < 1e-13 * 500**0.5
 
 
+def test_finite_features_may_overflow_their_sum() -> None:
+    rows = torch.full((4, 2), 3e38)
+    moments = FeatureMoments(2)
+    moments.update(rows)
+    assert moments.mean.tolist() == rows[0].double().tolist()
+    assert not moments.cov.any()
+
+
 def test_batches_are_copied() -> None:
     rows = draw(10, 3)
     moments = FeatureMoments(3)
