@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -56,6 +57,19 @@ def torch_fidelity_fid() -> Any:
         for name in names:
             del sys.modules[name]
     return metric_fid
+
+
+@functools.cache
+def _numpys_threads() -> Any:
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController().select(internal_api="openblas")
+
+
+def on_as_many_threads(run: Callable[[], Any]) -> Any:
+    """`run()`, with NumPy's BLAS on as many threads as torch, which torch's setting misses."""
+    with _numpys_threads().limit(limits=torch.get_num_threads()):
+        return run()
 
 
 def draw(rows: int, width: int, seed: int, decay: float = 0.0) -> Tensor:

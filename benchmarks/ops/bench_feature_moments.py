@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import OURS, Candidate, Case
-from benchmarks.peers import draw, torch_fidelity_fid, torchmetrics_fid
+from benchmarks.peers import draw, on_as_many_threads, torch_fidelity_fid, torchmetrics_fid
 from gansparse.metrics import FeatureMoments
 from gansparse.ops import feature_moments
 from gansparse.testing.samples.feature_moments import Sample, samples
@@ -78,7 +78,9 @@ def updates(width: int, device: str) -> dict[str, Candidate]:
 
     candidates: dict[str, Candidate] = {OURS: update_ours, "torchmetrics": update_theirs}
     if device == "cpu":
-        candidates["torch-fidelity (at once)"] = lambda: fidelity.fid_features_to_statistics(rows)
+        candidates["torch-fidelity (at once)"] = lambda: on_as_many_threads(
+            lambda: fidelity.fid_features_to_statistics(rows)
+        )
     return candidates
 
 

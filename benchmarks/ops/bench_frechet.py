@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import OURS, Candidate, Case
-from benchmarks.peers import draw, torch_fidelity_fid, torchmetrics_distance
+from benchmarks.peers import draw, on_as_many_threads, torch_fidelity_fid, torchmetrics_distance
 from gansparse.metrics import frechet_distance
 
 
@@ -100,4 +100,5 @@ def _line_up(pair: Pair, device: str) -> list[tuple[str, tuple[Callable[..., Any
 
 def _fidelity(first: dict[str, Any], second: dict[str, Any]) -> float:
     fid = torch_fidelity_fid()
-    return float(fid.fid_statistics_to_metric(first, second, False)[fid.KEY_METRIC_FID])
+    told = on_as_many_threads(lambda: fid.fid_statistics_to_metric(first, second, False))
+    return float(told[fid.KEY_METRIC_FID])

@@ -59,7 +59,7 @@ def by_mpmath(x: torch.Tensor, y: torch.Tensor) -> float:
 # ---- Full rank -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("features", [1, 2, 17, 120, 300])
+@pytest.mark.parametrize("features", [1, 2, 17, 64, 150])
 @pytest.mark.parametrize("decay", [0.0, 1.0])
 def test_agrees_with_scipy_on_full_rank(features: int, decay: float) -> None:
     x, y = (gaussian(4 * features + 10, features, seed, decay) for seed in (1, 2))
@@ -69,7 +69,7 @@ def test_agrees_with_scipy_on_full_rank(features: int, decay: float) -> None:
 
 
 def test_both_forms_of_the_trace_agree() -> None:
-    s1, s2 = (statistics(gaussian(900, 300, seed, 1.0))[1] for seed in (1, 2))
+    s1, s2 = (statistics(gaussian(600, 200, seed, 1.0))[1] for seed in (1, 2))
     fast = frechet._overlap_from_eigenvalues(s1, s2)
     assert fast is not None
     factors = [frechet._pivoted_factor(s, "1") for s in (s1, s2)]
