@@ -87,9 +87,9 @@ def test_without_torch_the_core_runs_on_one_thread() -> None:
         "from gansparse import _C\n"
         "w = np.ones(200_000, dtype='f')\n"
         "z = [np.zeros_like(w) for _ in range(2)]\n"
-        "_C.masked_adam([w], [np.ones_like(w)], [z[0]], [z[1]], [np.ones((), dtype='f')], lr=0.5,\n"
-        "    beta1=0.9, beta2=0.9, eps=0.0, weight_decay=0.0, decoupled_weight_decay=False,\n"
-        "    maximize=False)\n"
+        "_C.masked_adam([w], [np.ones_like(w)], [z[0]], [z[1]], [np.ones((), dtype='f')],\n"
+        "    masks=None, max_exp_avg_sqs=None, lr=0.5, beta1=0.9, beta2=0.9,\n"
+        "    eps=0.0, weight_decay=0.0, decoupled_weight_decay=False, maximize=False)\n"
         "assert abs(w - 0.5).max() < 1e-6 and 'torch' not in sys.modules\n"
         "assert _C.build_info()['openmp'] == '' and _C.build_info()['threads'] == 1\n"
     )

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -132,82 +133,28 @@ def masked_adam_reference(
                 written.masked_fill_(mask == 0, 0)
 
 
-def _run(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    masks: Sequence[Tensor | None],
-    max_exp_avg_sqs: Sequence[Tensor],
-    lr: float,
-    lr_tensor: Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled_weight_decay: bool,
-    maximize: bool,
-) -> None:
-    _C.masked_adam(
-        params,
-        grads,
-        exp_avgs,
-        exp_avg_sqs,
-        steps,
-        masks=masks,
-        max_exp_avg_sqs=max_exp_avg_sqs or None,
-        lr=lr if lr_tensor is None else lr_tensor,
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        decoupled_weight_decay=decoupled_weight_decay,
-        maximize=maximize,
-        stream=current_stream(params[0]),
-    )
+# Torch has no type for "number or tensor", hence lr and lr_tensor; and no list that is optional,
+# hence the empty list for no amsgrad. Everything is positional: keywords cost 5 µs a call.
+_SCHEMA = """masked_adam(
+    Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs,
+    Tensor[] steps, Tensor?[] masks, Tensor(d!)[] max_exp_avg_sqs, float lr, Tensor? lr_tensor,
+    float beta1, float beta2, float eps, float weight_decay, bool decoupled_weight_decay,
+    bool maximize) -> ()"""
+_LISTS = 7
 
 
-def _fake(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    exp_avgs: Sequence[Tensor],
-    exp_avg_sqs: Sequence[Tensor],
-    steps: Sequence[Tensor],
-    masks: Sequence[Tensor | None],
-    max_exp_avg_sqs: Sequence[Tensor],
-    lr: float,
-    lr_tensor: Tensor | None,
-    beta1: float,
-    beta2: float,
-    eps: float,
-    weight_decay: float,
-    decoupled_weight_decay: bool,
-    maximize: bool,
-) -> None:
-    _C.masked_adam(
-        describe(params),
-        describe(grads),
-        describe(exp_avgs),
-        describe(exp_avg_sqs),
-        describe(steps),
-        masks=describe(masks),
-        max_exp_avg_sqs=describe(max_exp_avg_sqs) or None,
-        lr=lr if lr_tensor is None else describe(lr_tensor),
-        beta1=beta1,
-        beta2=beta2,
-        eps=eps,
-        weight_decay=weight_decay,
-        decoupled_weight_decay=decoupled_weight_decay,
-        maximize=maximize,
-    )
+def _run(*arguments: Any) -> None:
+    lists, (lr, lr_tensor, *options) = arguments[:_LISTS], arguments[_LISTS:]
+    rate = lr if lr_tensor is None else lr_tensor
+    core_arguments = (*lists, rate, *options, current_stream(lists[0][0]))
+    _C.masked_adam(*core_arguments)
 
 
-define(
-    "masked_adam(Tensor(a!)[] params, Tensor[] grads, Tensor(b!)[] exp_avgs, "
-    "Tensor(c!)[] exp_avg_sqs, Tensor[] steps, Tensor?[] masks, Tensor(d!)[] max_exp_avg_sqs, "
-    "float lr, Tensor? lr_tensor, float beta1, float beta2, float eps, float weight_decay, "
-    "bool decoupled_weight_decay, bool maximize) -> ()",
-    _run,
-    _fake,
-)
+def _fake(*arguments: Any) -> None:
+    lists, (lr, lr_tensor, *options) = arguments[:_LISTS], arguments[_LISTS:]
+    rate = lr if lr_tensor is None else describe(lr_tensor)
+    core_arguments = (*map(describe, lists), rate, *options)
+    _C.masked_adam(*core_arguments)
+
+
+define(_SCHEMA, _run, _fake)

@@ -156,8 +156,9 @@ def test_core_takes_numpy_arrays(backend: str) -> None:
     m, v, mask = (arrays.zeros(5, dtype="f") for _ in range(3))
     mask = arrays.array([1, 1, 0, 1, 1], dtype=bool)
     _C.masked_adam(
-        [w], [g], [m], [v], [np.ones((), dtype="f")], masks=[mask], lr=0.5, beta1=0.9, beta2=0.999,
-        eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False, maximize=False,
+        [w], [g], [m], [v], [np.ones((), dtype="f")], masks=[mask], max_exp_avg_sqs=None, lr=0.5,
+        beta1=0.9, beta2=0.999, eps=1e-8, weight_decay=0.0, decoupled_weight_decay=False,
+        maximize=False,
     )  # fmt: skip
     assert w.tolist() == pytest.approx([0.5, 0.5, 0.0, 0.5, 0.5])
 
@@ -175,22 +176,19 @@ def test_no_gradient_flows() -> None:
 # ---- 3. opcheck, 4. compile ----------------------------------------------------------------------
 
 
-def schema_arguments(arguments: dict[str, Any]) -> tuple[Any, ...]:
+def by_schema(arguments: dict[str, Any]) -> tuple[Any, ...]:
     """The arguments in the order of the schema."""
     a = {"eps": 1e-8, "weight_decay": 0.0, "decoupled_weight_decay": False, "maximize": False}
-    a |= arguments
-    lists = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "masks")
-    return (
-        *(a[name] for name in lists), a.get("max_exp_avg_sqs", []), a["lr"], None,
-        *a.get("betas", (0.9, 0.999)), a["eps"], a["weight_decay"], a["decoupled_weight_decay"],
-        a["maximize"],
-    )  # fmt: skip
+    a |= {"max_exp_avg_sqs": [], "betas": (0.9, 0.999), **arguments}
+    lists = ("params", "grads", "exp_avgs", "exp_avg_sqs", "steps", "masks", "max_exp_avg_sqs")
+    options = ("eps", "weight_decay", "decoupled_weight_decay", "maximize")
+    return *(a[name] for name in lists), a["lr"], None, *a["betas"], *(a[name] for name in options)
 
 
 @pytest.mark.parametrize("sample", samples("tiny"), **names)
 def test_opcheck(sample: Sample, place: str) -> None:
     torch.library.opcheck(
-        torch.ops.gansparse.masked_adam.default, schema_arguments(sample.arguments(place))
+        torch.ops.gansparse.masked_adam.default, by_schema(sample.arguments(place))
     )
 
 
@@ -236,7 +234,15 @@ def test_refuses_mixed_devices() -> None:
 
 
 def test_refuses_what_is_no_array() -> None:
-    arguments = {"lr": 0.1, "beta1": 0.9, "beta2": 0.9, "eps": 0.0, "weight_decay": 0.0}
+    arguments = {
+        "masks": None,
+        "max_exp_avg_sqs": None,
+        "lr": 0.1,
+        "beta1": 0.9,
+        "beta2": 0.9,
+        "eps": 0.0,
+        "weight_decay": 0.0,
+    }
     flags = {"decoupled_weight_decay": False, "maximize": False}
     with pytest.raises(InputError, match=r"params\[0\] must be an array .*, got str"):
         _C.masked_adam(["x"], ["x"], ["x"], ["x"], ["x"], **arguments, **flags)

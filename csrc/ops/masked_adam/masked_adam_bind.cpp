@@ -154,7 +154,7 @@ void masked_adam_step(const py::object& params, const py::object& grads, const p
   const Views step_views = views_of(steps, op, "steps");
   const OptionalViews mask_views = optional_views_of(masks, op, "masks");
   const OptionalViews max_views = optional_views_of(max_exp_avg_sqs, op, "max_exp_avg_sqs");
-  const bool amsgrad = !max_exp_avg_sqs.is_none();
+  const bool amsgrad = !max_views.empty();
 
   // ---- Check them -------------------------------------------------------------------------------
   const size_t count = param_views.size();
@@ -223,11 +223,11 @@ void masked_adam_step(const py::object& params, const py::object& grads, const p
 
 std::vector<std::string> bind_masked_adam(py::module_& module) {
   module.def("masked_adam", &masked_adam_step, py::arg("params"), py::arg("grads"),
-             py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::kw_only(),
-             py::arg("masks") = py::none(), py::arg("max_exp_avg_sqs") = py::none(), py::arg("lr"),
-             py::arg("beta1"), py::arg("beta2"), py::arg("eps"), py::arg("weight_decay"),
-             py::arg("decoupled_weight_decay"), py::arg("maximize"),
-             py::arg("stream") = uintptr_t{0});
+             py::arg("exp_avgs"), py::arg("exp_avg_sqs"), py::arg("steps"), py::arg("masks"),
+             py::arg("max_exp_avg_sqs"), py::arg("lr"), py::arg("beta1"), py::arg("beta2"),
+             py::arg("eps"), py::arg("weight_decay"), py::arg("decoupled_weight_decay"),
+             py::arg("maximize"), py::arg("stream") = uintptr_t{0},
+             "masks: a list, or None; max_exp_avg_sqs: a list, or None or empty for no amsgrad.");
   return {
       "plain",
 #ifdef GANSPARSE_WITH_X86
