@@ -220,7 +220,9 @@ def compress(
     )
     trainer = Trainer(gan, config, out=out, device=where, resume=resume)
     result = _run_with_bar(trainer, f"recipe {recipe}, {sparsity:.0%} {granularity}", tensorboard)
-    _say(str(sparsity_report(result.generator, result.masks or None)))
+    _say(str(sparsity_report(result.generator)))
+    for note in result.notes:
+        _say(f"note: {note}")
     _say(f"compressed generator  {out / 'generator.safetensors'}")
     _say(f"next: gansparse eval {task.value} --data {data} --generator {out}/generator.safetensors")
 
@@ -232,7 +234,6 @@ def evaluate(
     generator: GeneratorOption = None,
     num_samples: SamplesOption = 10_000,
     out: Annotated[Path | None, typer.Option(help="Also write the scores as JSON.")] = None,
-    seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
 ) -> None:
@@ -240,27 +241,16 @@ def evaluate(
 
     Example:  gansparse eval dcgan --data ~/mnist --generator runs/compress/generator.safetensors
     """
-    from gansparse.compress.api import load_task
+    from gansparse import compress
     from gansparse.files import write_json
-    from gansparse.metrics.evaluation import real_moments, score_generator
-    from gansparse.metrics.features import get_extractor
-    from gansparse.models import load_dcgan_generator
     from gansparse.progress import ProgressBars
 
     where = _device(device, threads)
-    gan = load_task(task.value, data, seed=seed)
-    net = gan.generator if generator is None else load_dcgan_generator(generator)
-    extractor = get_extractor("lenet-mnist", where)
     with ProgressBars() as bars:
-        bars.start("real pictures", 1)
-        real = real_moments(gan.pictures, extractor, device=where)
-        bars.advance(1)
-        bars.start("generated pictures", num_samples)
-        score = score_generator(
-            gan,
-            net.to(where),
-            real,
-            extractor,
+        bars.start(f"scoring {task.value}", num_samples)
+        score = compress.evaluate(
+            data,
+            generator=generator,
             num_samples=num_samples,
             device=where,
             on_batch=bars.advance,

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compression: Table 1 as a table (`recipes`), the losses of eq. 3-9, one trainer for all."""
 
-from gansparse.compress.api import compress, default_steps, load_task
+from gansparse.compress.api import compress, default_steps, evaluate, load_task
 from gansparse.compress.config import Reading, TrainConfig
 from gansparse.compress.recipes import RECIPES, Recipe
 from gansparse.compress.trainer import Result, Trainer
@@ -15,5 +15,6 @@ __all__ = [
     "Trainer",
     "compress",
     "default_steps",
+    "evaluate",
     "load_task",
 ]

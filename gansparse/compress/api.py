@@ -14,7 +14,10 @@ from gansparse.compress.trainer import Result, Trainer
 from gansparse.data.digits import as_images, load_digits
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
+from gansparse.metrics.evaluation import Score, real_moments, score_generator
+from gansparse.metrics.features import get_extractor
 from gansparse.models.checkpoint import load_dcgan_discriminator, load_dcgan_generator, shipped
+from gansparse.models.dcgan import DCGANGenerator
 from gansparse.tasks import GANTask, dcgan_task
 
 TASKS = ("dcgan",)
@@ -57,12 +60,9 @@ def load_task(
     g_path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
     d_path = shipped("dcgan_mnist_d.safetensors") if discriminator is None else Path(discriminator)
     net_g, net_d = load_dcgan_generator(g_path), load_dcgan_discriminator(d_path)
-    digits = load_digits(data)
-    with torch.no_grad():
-        channels, size = net_g.eval()(torch.zeros(1, net_g.nz, 1, 1)).shape[1:3]
-    if channels != 1:
-        raise InputError(f"{g_path}: makes pictures of {channels} channels, but digits have 1")
-    images = as_images(digits, size)
+    images, source = _pictures_like(net_g, data, g_path)
+    _, metadata = load_tensors(g_path)
+    steps = metadata.get("trained_steps", "")
     return dcgan_task(
         images,
         generator=net_g,
@@ -70,15 +70,60 @@ def load_task(
         nz=net_g.nz,
         batch_size=batch_size,
         seed=seed,
-        trained_steps=_trained_steps(g_path),
-        data_name=digits.source,
+        r1=float(metadata.get("r1", "0")),
+        trained_steps=int(steps) if steps.isdigit() else None,
+        data_name=source,
     )
 
 
-def _trained_steps(path: Path) -> int | None:
-    _, metadata = load_tensors(path)
-    steps = metadata.get("trained_steps", "")
-    return int(steps) if steps.isdigit() else None
+def _pictures_like(net: DCGANGenerator, data: str | Path, path: Path) -> tuple[torch.Tensor, str]:
+    """The data's digits at the size of the generator's pictures, and where they came from."""
+    with torch.no_grad():
+        channels, size = net.eval()(torch.zeros(1, net.nz, 1, 1)).shape[1:3]
+    if channels != 1:
+        raise InputError(f"{path}: makes pictures of {channels} channels, but digits have 1")
+    digits = load_digits(data)
+    return as_images(digits, size), digits.source
+
+
+def evaluate(
+    data: str | Path,
+    *,
+    generator: str | Path | None = None,
+    extractor: str = "lenet-mnist",
+    num_samples: int = 10_000,
+    device: str | torch.device = "cpu",
+    on_batch: Callable[[int], None] | None = None,
+) -> Score:
+    """Scores a DCGAN generator against real pictures.
+
+    Args:
+        data: what `gansparse.data.load_digits` reads.
+        generator: weights file; default: the shipped generator.
+        extractor: name of the feature network.
+        num_samples: pictures to generate.
+        device: where to compute.
+        on_batch: gets the number of pictures so far.
+
+    Raises:
+        InputError: unreadable data, no such extractor.
+        CheckpointError: unusable weights.
+    """
+    path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
+    net = load_dcgan_generator(path)
+    images, source = _pictures_like(net, data, path)
+    task = dcgan_task(images, generator=net, nz=net.nz, ndf=1, data_name=source)
+    network = get_extractor(extractor, device)
+    real = real_moments(images, network, device=device)
+    return score_generator(
+        task,
+        net.to(device),
+        real,
+        network,
+        num_samples=num_samples,
+        device=device,
+        on_batch=on_batch,
+    )
 
 
 def default_steps(task: GANTask) -> int:
@@ -136,7 +181,8 @@ def compress(
 
     Example:
         >>> import torch
-        >>> from gansparse.tasks import dcgan_task
+        >>> from gansparse.models.dcgan import DCGANGenerator
+    from gansparse.tasks import dcgan_task
         >>> task = dcgan_task(torch.zeros(8, 1, 16, 16), nz=4, ngf=4, ndf=4, batch_size=4)
         >>> result = compress(task, sparsity=0.5, steps=2)
         >>> weight = result.generator.main[0].weight

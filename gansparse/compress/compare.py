@@ -141,14 +141,15 @@ class Comparison:
         result = trainer.run(lambda row: self.watcher.advance(row["step"] + 1))
         score = self._score(result.generator, f"{config.recipe}  scoring")
         self._save_samples(result.generator, folder / "samples.safetensors")
-        report = sparsity_report(result.generator, result.masks or None)
+        report = sparsity_report(result.generator)
         trained = self.task.trained_steps
         row = {
             "key": config.recipe,
             "technique": recipe.technique,
             "label": entry.label or ("ours" if config.recipe == "b" else ""),
             "sparsity": config.sparsity,
-            "achieved_sparsity": report.sparsity,
+            "achieved_sparsity": report.total.sparsity,
+            "notes": result.notes,
             "granularity": config.granularity,
             "seed": config.seed,
             **score.to_dict(),

@@ -23,6 +23,7 @@ from torch import nn
 
 from gansparse.compress.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.ema import update_ema
 from gansparse.compress.losses import (
     consistency,
     feature_distance,
@@ -31,10 +32,17 @@ from gansparse.compress.losses import (
 )
 from gansparse.compress.norms import freeze_norms, recalibrate
 from gansparse.compress.recipes import Recipe, get_recipe
-from gansparse.errors import CheckpointError, InputError, TrainingError
+from gansparse.compress.start import (
+    d_update_rule,
+    make_pruner,
+    original_generator,
+    place,
+    starting_discriminator,
+    starting_generator,
+)
+from gansparse.errors import CheckpointError, TrainingError
 from gansparse.files import atomic_file, save_tensors, write_json
 from gansparse.optim import MaskedAdam
-from gansparse.sparsity import AGP, OneShot, Pruner
 from gansparse.tasks.gan import Batch, GANTask, Terms, weighted_mean
 
 
@@ -48,6 +56,7 @@ class Result:
         masks: parameter name -> bool mask; empty where nothing was pruned.
         history: one row per logged step: step, sparsity, loss, terms.
         seconds: wall time of the steps, over all resumes.
+        notes: one sentence for each layer that can't reach its target sparsity, and why.
     """
 
     generator: nn.Module
@@ -55,6 +64,7 @@ class Result:
     masks: dict[str, torch.Tensor]
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
+    notes: list[str] = field(default_factory=list)
 
 
 class Trainer:
@@ -86,20 +96,20 @@ class Trainer:
         torch.manual_seed(config.seed)
 
         # Networks, as the row says.
-        recipe = self.recipe
-        self.g_o = self._frozen_original() if "dense +" in recipe.generators else None
-        self.g_c = self._place(self._starting_generator(recipe))
-        self.d = self._place(self._starting_critic(recipe)) if recipe.has_d else None
+        recipe, reading = self.recipe, config.reading
+        self.g_o = original_generator(task, recipe, self.device)
+        self.g_c = place(starting_generator(task, recipe, config), self.device)
+        critic = starting_discriminator(task, recipe)
+        self.d = None if critic is None else place(critic, self.device)
         self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
-        self.d_update = _d_update(recipe, config)
-        if config.reading.g_norm == "running" and recipe.objective != "adversarial":
+        self.d_update = d_update_rule(recipe, config)
+        if recipe.objective != "adversarial" and reading.g_norm == "running":
             freeze_norms(self.g_c)
-        supervised = self.d is not None and recipe.objective == "self-supervised"
-        if supervised and config.reading.d_norm == "running":
+        if recipe.objective == "self-supervised" and reading.d_norm == "running" and self.d:
             freeze_norms(self.d)
 
         # Pruning and optimizers. The masks live in the optimizer step.
-        self.pruner = self._pruner(recipe) if recipe.prunes else None
+        self.pruner = make_pruner(self.g_c, recipe, config)
         self._sparsity = 0.0
         lr = task.lr if config.lr is None else config.lr
         self.opt_g = MaskedAdam(
@@ -161,7 +171,7 @@ class Trainer:
             loss_d = self._d_loss(batch, fake_o, fake_c.detach(), step)
             _finite(loss_d, step, "D phase")
             self.opt_d.zero_grad(set_to_none=True)
-            loss_d.backward()
+            _backward(loss_d)
             self.opt_d.step()
             terms["D"] = float(loss_d.detach())
 
@@ -173,12 +183,12 @@ class Trainer:
         loss_g = torch.stack([value.float() for value in parts.values()]).sum()
         _finite(loss_g, step, "G phase")
         self.opt_g.zero_grad(set_to_none=True)
-        loss_g.backward()
+        _backward(loss_g)
         self.opt_g.step()
         if self.d is not None:
             self.d.requires_grad_(True)
         if self.ema is not None:
-            self._update_ema(step)
+            update_ema(self.ema, self.g_c, self.config.ema, step, self.pruner)
         terms.update({name: float(value.detach()) for name, value in parts.items()})
         loss = float(loss_g.detach())
         return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
@@ -264,74 +274,28 @@ class Trainer:
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
-    @torch.no_grad()
-    def _update_ema(self, step: int) -> None:
-        """Averages weights and BatchNorm statistics; the decay warms up, the zeros stay zeros."""
-        assert self.ema is not None
-        decay = min(self.config.ema, (1 + step) / (10 + step))
-        own = self.g_c.state_dict()
-        for name, mean in self.ema.state_dict().items():
-            value = own[name]
-            if mean.is_floating_point():
-                mean.lerp_(value, 1.0 - decay)
-            else:
-                mean.copy_(value)
-        if self.pruner is not None:
-            for layer in self.pruner.layers:
-                average = self.ema.get_submodule(layer.name).weight
-                average.mul_(self.pruner.masks[layer.weight])
+    # What a run leaves, and takes up again.
 
-    # What a run starts from, and what it leaves.
-
-    def _place(self, module: nn.Module) -> nn.Module:
-        return module.to(self.device, memory_format=torch.channels_last).train()
-
-    def _frozen_original(self) -> nn.Module:
-        original = self._place(copy.deepcopy(self.task.generator))
-        return original.eval().requires_grad_(False)
-
-    def _starting_generator(self, recipe: Recipe) -> nn.Module:
-        if recipe.key in ("c", "o"):
-            if self.task.small_generator is None:
-                raise InputError(
-                    f"recipe {recipe.key!r} needs a smaller generator: "
-                    "give the task small_generator=, which builds one of a given share"
-                )
-            return self.task.small_generator(1.0 - self.config.sparsity)
-        if recipe.g_init == "random":
-            return self.task.fresh_generator()
-        return copy.deepcopy(self.task.generator)
-
-    def _starting_critic(self, recipe: Recipe) -> nn.Module:
-        if "random" in recipe.d:
-            return self.task.fresh_discriminator()
-        return copy.deepcopy(self.task.discriminator)
-
-    def _pruner(self, recipe: Recipe) -> Pruner:
-        config = self.config
-        return Pruner(
-            self.g_c,
-            config.sparsity,
-            granularity=config.granularity,
-            schedule=AGP() if recipe.schedule == "agp" else OneShot(),
-            include=config.include or None,
-            exclude=config.exclude,
-            scope=config.scope,
-            vector_size=config.vector_size,
-        )
-
-    def _state(self) -> dict[str, Any]:
-        parts = {"g": self.g_c, "d": self.d, "ema": self.ema, "opt_g": self.opt_g}
-        parts |= {"opt_d": self.opt_d, "pruner": self.pruner}
-        states = {name: part.state_dict() for name, part in parts.items() if part is not None}
-        return {"parts": states, "config": self.config.to_dict(), "seconds": self.seconds}
+    def _parts(self) -> dict[str, Any]:
+        """Everything that has a state of its own."""
+        parts = {
+            "g": self.g_c,
+            "d": self.d,
+            "ema": self.ema,
+            "opt_g": self.opt_g,
+            "opt_d": self.opt_d,
+            "pruner": self.pruner,
+        }
+        return {name: part for name, part in parts.items() if part is not None}
 
     def save(self) -> None:
         """Writes a checkpoint and the history so far; nothing where there is no ``out``."""
         if self.out is None:
             return
         self._write_history()
-        save_checkpoint(self.out / "checkpoints", self.step, self._state())
+        states = {name: part.state_dict() for name, part in self._parts().items()}
+        state = {"parts": states, "config": self.config.to_dict(), "seconds": self.seconds}
+        save_checkpoint(self.out / "checkpoints", self.step, state)
 
     def _write_history(self) -> None:
         assert self.out is not None
@@ -344,17 +308,17 @@ class Trainer:
             return
         step, state = load_checkpoint(path)
         saved, own = state["config"], json.loads(json.dumps(self.config.to_dict()))
-        changed = [key for key in own if saved.get(key) != own[key] and key not in _MAY_CHANGE]
+        free = {"log_every", "save_every"}
+        if not self.recipe.prunes and self.config.lr_decay == "none":
+            free.add("steps")  # nothing depends on where the run ends
+        changed = [key for key in own if saved.get(key) != own[key] and key not in free]
         if changed:
             raise CheckpointError(
                 f"{path}: was made with another {', '.join(changed)}; "
                 "resume with the same settings or choose another --out"
             )
-        parts = {"g": self.g_c, "d": self.d, "ema": self.ema, "opt_g": self.opt_g}
-        parts |= {"opt_d": self.opt_d, "pruner": self.pruner}
-        for name, part in parts.items():
-            if part is not None:
-                part.load_state_dict(state["parts"][name])
+        for name, part in self._parts().items():
+            part.load_state_dict(state["parts"][name])
         self.step, self.seconds = step, float(state["seconds"])
         if self.pruner is not None:
             self._sparsity = self.pruner.achieved_sparsity()
@@ -375,7 +339,8 @@ class Trainer:
             if self.d is not None:
                 save_tensors(self.out / "discriminator.safetensors", self.d.state_dict(), note)
             write_json(self.out / "config.json", self.config.to_dict())
-        return Result(generator, self.d, masks, self.history, self.seconds)
+        notes = list(self.pruner.notes) if self.pruner is not None else []
+        return Result(generator, self.d, masks, self.history, self.seconds, notes)
 
     def _forwards(self, count: int) -> Callable[[nn.Module], None]:
         """Runs ``count`` batches through a module, none of which it was trained on."""
@@ -388,18 +353,8 @@ class Trainer:
         return run
 
 
-_MAY_CHANGE = ("steps", "log_every", "save_every")
-
-
-def _d_update(recipe: Recipe, config: TrainConfig) -> str:
-    """How D is updated: the row's answer, or for row b the chosen reading."""
-    if not recipe.d_learns:
-        return "fixed"
-    if recipe.objective == "self-supervised":
-        return config.reading.d_update
-    return (
-        "adversarial-original" if recipe.objective == "distillation" else "adversarial-compressed"
-    )
+def _backward(loss: torch.Tensor) -> None:
+    loss.backward()  # type: ignore[no-untyped-call]
 
 
 def _finite(loss: torch.Tensor, step: int, phase: str) -> None:

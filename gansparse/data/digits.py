@@ -74,7 +74,7 @@ def as_images(digits: Digits, size: int = 64) -> torch.Tensor:
     uint8 keeps all 60,000 at 64x64 in 246 MB; `to_float` makes a batch float in [-1, 1].
     """
     chunks = []
-    for part in digits.images.split(4096):
+    for part in torch.split(digits.images, 4096):
         resized = F.interpolate(
             part[:, None].float(), size=(size, size), mode="bilinear", align_corners=False
         )

@@ -59,7 +59,7 @@ def real_moments(
 ) -> FeatureMoments:
     """Statistics of the real pictures' features."""
     moments = FeatureMoments(extractor.num_features)
-    for part in images.split(batch_size):
+    for part in torch.split(images, batch_size):
         pictures = to_float(part) if part.dtype == torch.uint8 else part
         moments.update(extractor(pictures.to(device)))
     return moments

@@ -16,7 +16,7 @@ from gansparse.tasks.sampling import generator_for
 
 def as_lenet_input(digits: Digits) -> torch.Tensor:  # [N, 1, 32, 32], float32 in [0, 1]
     """Digits by the road a GAN's pictures take: 28 -> 64 bilinear, bytes, 64 -> 32 antialiased."""
-    parts = [for_lenet(to_float(part)) for part in as_images(digits).split(4096)]
+    parts = [for_lenet(to_float(part)) for part in torch.split(as_images(digits), 4096)]
     return torch.cat(parts)
 
 
@@ -57,7 +57,7 @@ def train_lenet(
             moved = torch.roll(images[index], (dy, dx), dims=(2, 3))
             loss = F.cross_entropy(net(moved), labels[index])
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
             total, count = total + float(loss.detach()), count + 1
@@ -69,6 +69,8 @@ def train_lenet(
 @torch.no_grad()
 def accuracy(net: LeNet, test: Digits) -> float:
     """Share of digits named right."""
-    parts = zip(as_lenet_input(test).split(1000), test.labels.split(1000), strict=True)
+    parts = zip(
+        torch.split(as_lenet_input(test), 1000), torch.split(test.labels, 1000), strict=True
+    )
     right = sum(int((net(images).argmax(1) == labels).sum()) for images, labels in parts)
     return right / len(test)

@@ -66,7 +66,7 @@ class MaskedAdam(torch.optim.Optimizer):
         maximize: bool = False,
         capturable: bool = False,
         decoupled_weight_decay: bool = False,
-        masks: Mapping[Tensor, Tensor] | None = None,
+        masks: Mapping[Any, Tensor] | None = None,
     ) -> None:
         defaults = {
             "lr": lr,
@@ -90,7 +90,7 @@ class MaskedAdam(torch.optim.Optimizer):
         return dict(self._masks)
 
     @torch.no_grad()
-    def set_masks(self, masks: Mapping[Tensor, Tensor]) -> None:
+    def set_masks(self, masks: Mapping[Any, Tensor]) -> None:
         """Replace all masks. Weights and moments outside the new ones become 0 at once.
 
         Args:
@@ -103,9 +103,10 @@ class MaskedAdam(torch.optim.Optimizer):
         ours = {p for group in self.param_groups for p in group["params"]}
         for parameter, mask in masks.items():
             if parameter not in ours:
+                shape = getattr(parameter, "shape", None)
+                got = repr(parameter) if shape is None else f"another tensor of shape {list(shape)}"
                 raise InputError(
-                    "MaskedAdam: masks must belong to parameters of this optimizer, got one for "
-                    f"another, of shape {list(parameter.shape)}"
+                    f"MaskedAdam: masks must belong to parameters of this optimizer, got one for {got}"
                 )
             _check_mask(parameter, mask)
         self._masks = dict(masks)
@@ -255,7 +256,7 @@ class MaskedAdamW(MaskedAdam):
         *,
         maximize: bool = False,
         capturable: bool = False,
-        masks: Mapping[Tensor, Tensor] | None = None,
+        masks: Mapping[Any, Tensor] | None = None,
     ) -> None:
         super().__init__(
             params,

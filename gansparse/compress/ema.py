@@ -1,0 +1,35 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Exponential moving average of a generator's weights; what is pruned stays exactly zero."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from gansparse.sparsity import Pruner
+
+
+@torch.no_grad()
+def update_ema(
+    average: nn.Module, current: nn.Module, decay: float, step: int, pruner: Pruner | None
+) -> None:
+    """One update; the decay warms up as (1 + step) / (10 + step), so early weights fade fast.
+
+    Args:
+        average: changed in place: weights and BatchNorm statistics; counters are copied.
+        current: the module in training.
+        decay: share of the old average that stays.
+        step: counted from 0.
+        pruner: masks of ``current``; the average gets the same zeros.
+    """
+    decay = min(decay, (1 + step) / (10 + step))
+    values = current.state_dict()
+    for name, mean in average.state_dict().items():
+        if mean.is_floating_point():
+            mean.lerp_(values[name], 1.0 - decay)
+        else:
+            mean.copy_(values[name])
+    if pruner is not None:
+        for layer in pruner.layers:
+            weight = average.get_parameter(f"{layer.name}.weight" if layer.name else "weight")
+            weight.mul_(pruner.masks[layer.weight])

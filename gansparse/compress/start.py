@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run starts from: networks, pruner and D's update, read off the recipe's row."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import nn
+
+from gansparse.compress.config import TrainConfig
+from gansparse.compress.recipes import Recipe
+from gansparse.errors import InputError
+from gansparse.sparsity import AGP, OneShot, Pruner
+from gansparse.tasks.gan import GANTask
+
+
+def place(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module on its device, in training mode, its convolutions channels_last."""
+    to: Any = module.to  # torch's annotation lacks memory_format
+    placed: nn.Module = to(device, memory_format=torch.channels_last)
+    return placed.train()
+
+
+def original_generator(task: GANTask, recipe: Recipe, device: torch.device) -> nn.Module | None:
+    """G_O, frozen and in eval mode, where the row uses it beside the sparse generator."""
+    if "dense +" not in recipe.generators:
+        return None
+    return place(copy.deepcopy(task.generator), device).eval().requires_grad_(False)
+
+
+def starting_generator(task: GANTask, recipe: Recipe, config: TrainConfig) -> nn.Module:
+    """The generator to be deployed, as the row's column "G init" says."""
+    if recipe.key in ("c", "o"):
+        if task.small_generator is None:
+            raise InputError(
+                f"recipe {recipe.key!r} needs a smaller generator: "
+                "give the task small_generator=, which builds one of a given share"
+            )
+        return task.small_generator(1.0 - config.sparsity)
+    if recipe.g_init == "random":
+        return task.fresh_generator()
+    return copy.deepcopy(task.generator)
+
+
+def starting_discriminator(task: GANTask, recipe: Recipe) -> nn.Module | None:
+    """D, as the row says; None where it has none."""
+    if not recipe.has_d:
+        return None
+    return task.fresh_discriminator() if "random" in recipe.d else copy.deepcopy(task.discriminator)
+
+
+def d_update_rule(recipe: Recipe, config: TrainConfig) -> str:
+    """How D is updated: the row's answer, or for row b the chosen reading."""
+    if not recipe.d_learns:
+        return "fixed"
+    if recipe.objective == "self-supervised":
+        return config.reading.d_update
+    # Row k takes L-Do on the original path; all others train D against what they deploy.
+    distils = recipe.objective == "distillation"
+    return "adversarial-original" if distils else "adversarial-compressed"
+
+
+def make_pruner(generator: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:
+    """The pruner of the row's schedule; None where nothing is pruned.
+
+    Raises:
+        InputError: a layer name that matches nothing, an unknown granularity or scope.
+    """
+    if not recipe.prunes:
+        return None
+    granularity: Any = config.granularity  # the pruner refuses what it doesn't know
+    scope: Any = config.scope
+    return Pruner(
+        generator,
+        config.sparsity,
+        granularity=granularity,
+        schedule=AGP() if recipe.schedule == "agp" else OneShot(),
+        include=config.include or None,
+        exclude=config.exclude,
+        scope=scope,
+        vector_size=config.vector_size,
+    )

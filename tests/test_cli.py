@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: help that teaches, one-line errors with status 2, results that are files."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from gansparse.cli import app
+from gansparse.compress import RECIPES
+from gansparse.files import load_tensors, save_tensors
+from gansparse.models import DCGANDiscriminator, DCGANGenerator
+
+COMMANDS = ["", "train", "train dcgan", "train lenet", "compress", "eval", "report", "demo", "info"]
+ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+
+def gansparse(*arguments, cwd=None):
+    return subprocess.run(
+        [sys.executable, "-m", "gansparse", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        check=False,
+        cwd=cwd,
+        env=ENVIRONMENT,
+    )
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """Forty digits and a small trained pair, as files."""
+    folder = tmp_path_factory.mktemp("cli")
+    rng = np.random.default_rng(0)
+    digits = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    labels = np.arange(40, dtype=np.int64) % 10
+    np.savez(folder / "mnist.npz", x_train=digits, y_train=labels, x_test=digits, y_test=labels)
+    torch.manual_seed(0)
+    nets = {
+        "g": DCGANGenerator(nz=8, ngf=4, image_size=32),
+        "d": DCGANDiscriminator(ndf=4, image_size=32),
+    }
+    for name, net in nets.items():
+        save_tensors(folder / f"{name}.safetensors", net.state_dict())
+    return folder
+
+
+def pair(folder):
+    g, d = folder / "g.safetensors", folder / "d.safetensors"
+    return ("--data", folder / "mnist.npz", "--generator", g, "--discriminator", d)
+
+
+def small(folder, out, *more):
+    return (
+        *("compress", "dcgan", *pair(folder), "--out", out),
+        *("--steps", 4, "--batch-size", 4, "--device", "cpu", *more),
+    )
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help(command):
+    from typer.testing import CliRunner
+
+    shown = CliRunner(env={"COLUMNS": "120", "NO_COLOR": "1"}).invoke(
+        app, [*command.split(), "--help"]
+    )
+    assert shown.exit_code == 0
+    if command not in ("", "train", "info"):
+        assert f"gansparse {command}" in shown.stdout, "an example shows how to call it"
+
+
+def test_compress_eval_and_resume(workplace, tmp_path):
+    out = tmp_path / "run"
+    done = gansparse(*small(workplace, out))
+    assert done.returncode == 0, done.stderr
+    assert "4/4" in done.stderr
+    state, header = load_tensors(out / "generator.safetensors")
+    kernels = [value for key, value in state.items() if value.ndim == 4]
+    zeros = sum(int((k == 0).sum()) for k in kernels)
+    assert zeros / sum(k.numel() for k in kernels) == pytest.approx(0.75, abs=0.01)
+    assert json.loads(header["config"])["sparsity"] == 0.75
+    rows = (out / "history.jsonl").read_text().splitlines()
+    assert json.loads(rows[-1])["step"] == 3
+
+    again = gansparse(*small(workplace, out))
+    assert again.returncode == 2
+    assert "holds a run already: add --resume" in again.stderr
+    assert gansparse(*small(workplace, out, "--resume")).returncode == 0
+
+    scored = gansparse(
+        *("eval", "dcgan", *pair(workplace)[:2], "--num-samples", 30, "--device", "cpu"),
+        *("--generator", out / "generator.safetensors", "--out", tmp_path / "score.json"),
+    )
+    assert scored.returncode == 0, scored.stderr
+    score = json.loads((tmp_path / "score.json").read_text())
+    assert score["extractor"] == "lenet-mnist"
+    assert score["num_fake"] == 30
+    assert score["fid"] > 0
+    assert sum(score["classes"]) == pytest.approx(1.0)
+
+
+def test_train_dcgan_then_compress_what_it_wrote(workplace, tmp_path):
+    out = tmp_path / "trained"
+    done = gansparse(
+        *("train", "dcgan", "--data", workplace, "--out", out, "--epochs", 1, "--device", "cpu"),
+        *("--batch-size", 10, "--nz", 8, "--ngf", 2, "--ndf", 2),
+    )
+    assert done.returncode == 0, done.stderr
+    next_command = re.search(r"next: gansparse (.*)", done.stdout)[1].split()
+    more = ("--steps", 2, "--batch-size", 4, "--out", tmp_path / "c", "--device", "cpu")
+    assert gansparse(*next_command, *more).returncode == 0
+
+
+def test_info():
+    done = gansparse("info", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)
+    assert "masked_adam" in json.dumps(found)
+    assert "feature_moments" in json.dumps(found)
+    assert torch.__version__ in json.dumps(found)
+
+
+def refused(done, *words):
+    assert done.returncode == 2, (done.returncode, done.stderr)
+    line = done.stderr.strip().splitlines()[-1]
+    assert line.startswith("gansparse: error: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in line, line
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (("--sparsity", 1.5), ("sparsity must be 0 <= sparsity < 1, got 1.5",)),
+        (("--granularity", "row"), ("row",)),
+        (("--include", "encoder.*"), ("encoder.*", "main.0")),
+        (("--recipe", "z"), ("a to o, got 'z'",)),
+        (("--device", "quantum"), ("--device must be cpu",)),
+        (("--scope", "galaxy"), ("galaxy",)),
+        (("--batch-size", 100), ("batch size must be 1..40",)),
+    ],
+)
+def test_bad_settings(workplace, tmp_path, more, words):
+    refused(gansparse(*small(workplace, tmp_path / "out", *more)), *words)
+    assert not (tmp_path / "out").exists(), "nothing is written before the settings are known good"
+
+
+def test_bad_files(workplace, tmp_path):
+    out = tmp_path / "out"
+    command = list(small(workplace, out))
+    where = command.index("--generator") + 1
+    truncated = tmp_path / "cut.safetensors"
+    truncated.write_bytes((workplace / "g.safetensors").read_bytes()[:2000])
+    torch.save({"epoch": 3}, tmp_path / "no_state.pth")
+    torch.save({"layer.weight": torch.ones(1)}, tmp_path / "other.pth")
+    cases = {
+        tmp_path / "absent.pth": ("no weights file at", "absent.pth"),
+        truncated: ("cut.safetensors", "copy it again"),
+        tmp_path / "no_state.pth": ("not a state_dict", "no_state.pth"),
+        tmp_path / "other.pth": ("not a DCGAN generator", "layer.weight"),
+        workplace / "d.safetensors": ("not a DCGAN", "d.safetensors"),
+    }
+    for path, words in cases.items():
+        command[where] = path
+        refused(gansparse(*command), *words)
+    command[where] = workplace / "g.safetensors"
+    command[command.index("--data") + 1] = tmp_path / "nowhere"
+    refused(gansparse(*command), "no digits at", "nowhere")
+    assert not out.exists()
+
+
+def test_one_network_without_the_other(workplace, tmp_path):
+    g = ("--generator", workplace / "g.safetensors", "--data", workplace)
+    done = gansparse("compress", "dcgan", *g, "--out", tmp_path / "o")
+    refused(done, "--generator without --discriminator")
+
+
+def test_an_unwritable_place(workplace, tmp_path):
+    (tmp_path / "file").write_text("")
+    refused(gansparse(*small(workplace, tmp_path / "file" / "run")), "could not write")
+
+
+def test_a_truncated_checkpoint(workplace, tmp_path):
+    out = tmp_path / "run"
+    assert gansparse(*small(workplace, out, "--save-every", 2)).returncode == 0
+    newest = sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-100])
+    refused(gansparse(*small(workplace, out, "--save-every", 2, "--resume")), "state.safetensors")
+
+
+def test_report_without_a_comparison(tmp_path):
+    refused(gansparse("report", tmp_path), "report.json")
+
+
+def test_a_recipe_that_does_not_run_yet(workplace, tmp_path):
+    key = next(k for k, row in RECIPES.items() if not row.runnable)
+    done = gansparse(*small(workplace, tmp_path / "o", "--recipe", key))
+    refused(done, "does not run yet")
+
+
+def test_python_m_and_the_script_are_the_same():
+    script = Path(sys.executable).with_name("gansparse")
+    shown = subprocess.run(
+        [script, "--help"], capture_output=True, text=True, check=True, env=ENVIRONMENT
+    )
+    assert "discriminator" in shown.stdout
