@@ -171,6 +171,8 @@ def test_refused_masks_change_nothing() -> None:
     stranger = {other[0].weight: torch.ones_like(weight, dtype=torch.bool)}
     with pytest.raises(InputError, match=r"masks must belong to parameters of this optimizer"):
         optimizer.set_masks(stranger)
+    with pytest.raises(InputError, match=r"parameters of this optimizer, got one for '0.weight'"):
+        optimizer.set_masks({"0.weight": torch.ones_like(weight, dtype=torch.bool)})
     with pytest.raises(InputError, match=r"must be bool or uint8 \[5, 7, 4, 4\].*got float32"):
         optimizer.set_masks({weight: torch.ones_like(weight)})
     with pytest.raises(InputError, match=r"must be bool or uint8 \[5, 7, 4, 4\].*got bool \[5, 7"):
