@@ -57,3 +57,10 @@ def test_lets_sound_kernels_be(kernel: str, variant: str, programs: Path) -> Non
     for seed in ("0", "1", "2"):
         done = building.run(program, variant, kernel, "sound", seed)
         assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_language(variant: str, programs: Path) -> None:
+    program = building.build("language_driver", variant, programs)
+    for seed in ("0", "1", "2"):
+        done = building.run(program, variant, seed)
+        assert done.returncode == 0, done.stdout + done.stderr
