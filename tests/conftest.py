@@ -1,9 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Skips are loud: a run ends with how many tests this machine could not run, and why."""
+"""For all tests: one thread, and loud skips.
+
+A run ends with how many tests this machine could not run, and why.
+"""
 
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -17,6 +21,16 @@ LACKS = {
     "data": "data tests not run: set GANSPARSE_DATA to the folder of data sets",
 }
 _not_run: Counter[str] = Counter()
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Small samples gain nothing from threads, and on a busy machine waiting for the second one
+    takes a hundred times the work. Tests of threads set their own number."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -106,7 +106,8 @@ class MaskedAdam(torch.optim.Optimizer):
                 shape = getattr(parameter, "shape", None)
                 got = repr(parameter) if shape is None else f"another tensor of shape {list(shape)}"
                 raise InputError(
-                    f"MaskedAdam: masks must belong to parameters of this optimizer, got one for {got}"
+                    "MaskedAdam: masks must belong to parameters of this optimizer, "
+                    f"got one for {got}"
                 )
             _check_mask(parameter, mask)
         self._masks = dict(masks)

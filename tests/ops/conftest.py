@@ -6,18 +6,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-import torch
 
 from gansparse import _C
-
-
-@pytest.fixture(autouse=True)
-def one_thread() -> Iterator[None]:
-    """Small samples gain nothing from threads; tests of threads set their own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(params=["plain", "avx2", "avx512", pytest.param("cuda", marks=pytest.mark.cuda)])
