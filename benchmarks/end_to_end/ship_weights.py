@@ -30,9 +30,12 @@ def main() -> None:
     parser.add_argument("--commit", default="", help="default: the checkout's")
     arguments = parser.parse_args()
     config = read_json(arguments.run / "config.json")
-    commit = arguments.commit or subprocess.run(
-        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
-    ).stdout.strip()
+    commit = (
+        arguments.commit
+        or subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True
+        ).stdout.strip()
+    )
     header = {
         "command": arguments.command,
         "seed": str(config["seed"]),

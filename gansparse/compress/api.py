@@ -112,7 +112,7 @@ def evaluate(
     path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
     net = load_dcgan_generator(path)
     images, source = _pictures_like(net, data, path)
-    task = dcgan_task(images, generator=net, nz=net.nz, ndf=1, data_name=source)
+    task = dcgan_task(images, generator=net, nz=net.nz, ndf=1, batch_size=1, data_name=source)
     network = get_extractor(extractor, device)
     real = real_moments(images, network, device=device)
     return score_generator(
