@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The demo from end to end, on few steps and few samples."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from gansparse.demo import DEMO_RECIPES
+from gansparse.files import load_tensors
+from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
+
+SMALL = ("--steps", "2", "--num-samples", "40", "--device", "cpu")
+
+
+def demo(out):
+    return subprocess.run(
+        [sys.executable, "-m", "gansparse", "demo", "--out", str(out), *SMALL],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "160", "NO_COLOR": "1"},
+    )
+
+
+def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(tmp_path):
+    pytest.importorskip("mlxtend", reason="the extra 'demo' is not installed")
+    done = demo(tmp_path / "demo")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[-1].startswith("try next: gansparse ")
+    assert lines[-2].endswith("report.html")
+    table = "\n".join(lines[:-2])
+    assert "FID" in table
+    assert "self-supervised" in table
+    assert "left" in done.stderr, "progress tells the time left"
+    document = json.loads((tmp_path / "demo" / "report.json").read_text())
+    assert tuple(run["key"] for run in document["runs"]) == DEMO_RECIPES
+    for run in document["runs"]:
+        assert run["achieved_sparsity"] == pytest.approx(0.75, abs=0.001)
+        pictures = load_tensors(tmp_path / "demo" / run["samples"])[0]["images"]
+        assert pictures.shape[1:] == (1, 64, 64)
+    page = (tmp_path / "demo" / "report.html").read_text()
+    assert "data:image" in page
+
+    before = (tmp_path / "demo" / "b-element-0.75-seed0" / "result.json").stat().st_mtime_ns
+    assert demo(tmp_path / "demo").returncode == 0
+    after = (tmp_path / "demo" / "b-element-0.75-seed0" / "result.json").stat().st_mtime_ns
+    assert after == before, "a finished run is not run again"
+
+
+def test_the_shipped_pair_is_a_good_gan():
+    """Confident digits, all ten of them, and a discriminator that tells them from noise."""
+    from gansparse.metrics.features import get_extractor
+
+    generator = load_dcgan_generator(shipped("dcgan_mnist_g.safetensors")).eval()
+    discriminator = load_dcgan_discriminator(shipped("dcgan_mnist_d.safetensors")).eval()
+    rng = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        pictures = generator(torch.randn(1000, 100, 1, 1, generator=rng))
+        shares = get_extractor("lenet-mnist").classify(pictures).softmax(1)
+        noise = torch.rand(100, 1, 64, 64, generator=rng) * 2 - 1
+        assert discriminator(pictures[:100]).mean() > discriminator(noise).mean() + 1
+    assert float(shares.max(1).values.mean()) >= 0.95
+    counts = shares.argmax(1).bincount(minlength=10)
+    assert int(counts.min()) >= 40, counts.tolist()
+
+
+def test_the_shipped_weights_say_how_they_were_made():
+    for name in ("dcgan_mnist_g", "dcgan_mnist_d", "lenet_mnist"):
+        _, header = load_tensors(shipped(f"{name}.safetensors"))
+        assert header["command"].startswith("gansparse train ")
+        assert "seed" in header
