@@ -116,6 +116,14 @@ def test_train_dcgan_then_compress_what_it_wrote(workplace, tmp_path):
     assert gansparse(*next_command, *more).returncode == 0
 
 
+def test_tensorboard_log(workplace, tmp_path):
+    pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
+    done = gansparse(*small(workplace, tmp_path / "run", "--tensorboard"))
+    assert done.returncode == 0, done.stderr
+    (log,) = (tmp_path / "run" / "tensorboard").iterdir()
+    assert log.stat().st_size > 200
+
+
 def test_info():
     done = gansparse("info", "--json")
     assert done.returncode == 0, done.stderr
