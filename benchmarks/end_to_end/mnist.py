@@ -24,16 +24,18 @@ from gansparse.progress import ProgressBars
 from gansparse.report import fid_table, load_report, write_report
 
 # One thing changed at a time, from the default reading.
-READINGS = {
+READINGS: dict[str, dict[str, object]] = {
     "default": {},
     "reduction batch": {"reduction": "batch"},
     "D fixed": {"d_update": "fixed"},
     "D on G_O": {"d_update": "adversarial-original"},
-    "D on G_C": {"d_update": "adversarial-compressed"},
+    "D minimises L_DC": {"d_update": "consistency"},
+    "no adversarial term": {"adversarial_weight": 0.0},
     "no output term": {"output_term": "none"},
-    "output L1": {"output_term": "l1", "output_weight": 10.0},
+    "output MSE 30": {"output_weight": 30.0},
+    "output L1": {"output_term": "l1", "output_weight": 30.0},
     "with features": {"feature_weight": 1.0},
-    "D batch norm": {"d_norm": "batch"},
+    "D running norm": {"d_norm": "running"},
     "G running norm": {"g_norm": "running"},
 }
 OURS = [("element", s) for s in (0.25, 0.5, 0.75, 0.9)] + [("filter", s) for s in (0.5, 0.75)]

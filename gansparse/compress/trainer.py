@@ -105,7 +105,8 @@ class Trainer:
         self.d_update = d_update_rule(recipe, config)
         if recipe.objective != "adversarial" and reading.g_norm == "running":
             freeze_norms(self.g_c)
-        if recipe.objective == "self-supervised" and reading.d_norm == "running" and self.d:
+        running = recipe.objective == "self-supervised" and reading.d_norm == "running"
+        if self.d is not None and (running or self.d_update == "fixed"):
             freeze_norms(self.d)
 
         # Pruning and optimizers. The masks live in the optimizer step.
@@ -246,6 +247,8 @@ class Trainer:
         losses["L_GC"] = consistency(self.task, gen_o, gen_c, reading.reduction)
         gap = consistency(self.task, dis_o, dis_c, reading.reduction)
         losses["L_DC"] = self.config.lambda_ * gap
+        if reading.adversarial_weight:
+            losses["gen"] = reading.adversarial_weight * weighted_mean(self.task, gen_c)
         if reading.feature_weight:
             losses["features"] = reading.feature_weight * feature_distance(features_o, features_c)
         return losses
