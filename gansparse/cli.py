@@ -76,6 +76,12 @@ def train_dcgan(
     ndf: Annotated[int, typer.Option(min=1, help="Base width of the discriminator.")] = 64,
     r1: Annotated[float, typer.Option(help="Weight of D's R1 penalty; 0: none.")] = 0.0,
     lr_decay: Annotated[str, typer.Option(help="none, half, linear or cosine.")] = "none",
+    generator: Annotated[
+        Path | None, typer.Option(help="Go on from these weights of G; default: random ones.")
+    ] = None,
+    discriminator: Annotated[
+        Path | None, typer.Option(help="Go on from these weights of D; with --generator.")
+    ] = None,
     precision: Precision = Precision.fp32,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 500,
     seed: SeedOption = 0,
@@ -87,27 +93,26 @@ def train_dcgan(
     """Train a DCGAN on 64x64 digits: nz 100, ngf = ndf = 64, as in the paper.
 
     Example:  gansparse train dcgan --data ~/mnist --epochs 10 --precision bf16 --out runs/dcgan
+
+    With --generator and --discriminator a trained pair is trained further; their sizes hold.
     """
-    from gansparse.compress import TrainConfig, Trainer
+    import torch
+
+    from gansparse.compress import TrainConfig, Trainer, load_task
     from gansparse.data import as_images, load_digits
     from gansparse.tasks import dcgan_task
 
     where = _device(device, threads)
     _fresh_or_resumed(out, resume)
-    digits = load_digits(data)
-    import torch
-
     torch.manual_seed(seed)
-    task = dcgan_task(
-        as_images(digits),
-        nz=nz,
-        ngf=ngf,
-        ndf=ndf,
-        batch_size=batch_size,
-        seed=seed,
-        lr=lr,
-        r1=r1,
-    )
+    options: dict[str, Any] = {"batch_size": batch_size, "seed": seed, "lr": lr, "r1": r1}
+    if generator is None and discriminator is None:
+        digits = load_digits(data)
+        options["data_name"] = digits.source
+        task = dcgan_task(as_images(digits), nz=nz, ngf=ngf, ndf=ndf, **options)
+    else:
+        task = load_task("dcgan", data, generator=generator, discriminator=discriminator, **options)
+        task.train_further()
     config = TrainConfig(
         recipe="a",
         steps=epochs * task.steps_per_epoch,
@@ -119,7 +124,7 @@ def train_dcgan(
         recalibration=200,
     )
     trainer = Trainer(task, config, out=out, device=where, resume=resume)
-    _run_with_bar(trainer, f"training on {digits.source}", tensorboard)
+    _run_with_bar(trainer, f"training on {task.data_name}", tensorboard)
     _say(f"generator      {out / 'generator.safetensors'}")
     _say(f"discriminator  {out / 'discriminator.safetensors'}")
     _say(

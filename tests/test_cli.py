@@ -116,6 +116,19 @@ def test_train_dcgan_then_compress_what_it_wrote(workplace, tmp_path):
     assert gansparse(*next_command, *more).returncode == 0
 
 
+def test_a_trained_pair_is_trained_further(workplace, tmp_path):
+    out = tmp_path / "further"
+    done = gansparse(
+        *("train", "dcgan", *pair(workplace), "--out", out, "--epochs", 1, "--device", "cpu"),
+        *("--batch-size", 10, "--lr", 1e-9),
+    )
+    assert done.returncode == 0, done.stderr
+    before, _ = load_tensors(workplace / "g.safetensors")
+    after, _ = load_tensors(out / "generator.safetensors")
+    torch.testing.assert_close(after["main.0.weight"], before["main.0.weight"], atol=1e-6, rtol=0)
+    assert not torch.equal(after["main.0.weight"], before["main.0.weight"])
+
+
 def test_tensorboard_log(workplace, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     done = gansparse(*small(workplace, tmp_path / "run", "--tensorboard"))

@@ -32,6 +32,7 @@ def load_task(
     discriminator: str | Path | None = None,
     batch_size: int = 64,
     seed: int = 0,
+    **options: Any,
 ) -> GANTask:
     """A task by name, with trained networks and data.
 
@@ -43,6 +44,7 @@ def load_task(
             discriminator supervises only the generator it was trained with.
         batch_size: samples a step.
         seed: of batches and latents.
+        **options: of `dcgan_task` (``lr``, ``r1``, ...): before the weights' header.
 
     Raises:
         InputError: no such task, unreadable data, or one of two weights files.
@@ -63,6 +65,11 @@ def load_task(
     images, source = _pictures_like(net_g, data, g_path)
     _, metadata = load_tensors(g_path)
     steps = metadata.get("trained_steps", "")
+    options = {
+        "r1": float(metadata.get("r1", "0")),
+        "trained_steps": int(steps) if steps.isdigit() else None,
+        "data_name": source,
+    } | options
     return dcgan_task(
         images,
         generator=net_g,
@@ -70,9 +77,7 @@ def load_task(
         nz=net_g.nz,
         batch_size=batch_size,
         seed=seed,
-        r1=float(metadata.get("r1", "0")),
-        trained_steps=int(steps) if steps.isdigit() else None,
-        data_name=source,
+        **options,
     )
 
 

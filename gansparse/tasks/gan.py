@@ -112,6 +112,11 @@ class GANTask:
         """Weight of a term in the GAN's own loss; 1 where none was given."""
         return float(self.weights.get(term, 1.0))
 
+    def train_further(self) -> None:
+        """Lets the GAN's training (technique a) start from this pair."""
+        self.new_generator = lambda: copy.deepcopy(self.generator)
+        self.new_discriminator = lambda: copy.deepcopy(self.discriminator)
+
     def fresh_generator(self) -> nn.Module:
         """A generator with random weights."""
         return self.new_generator() if self.new_generator else reinitialised(self.generator)
