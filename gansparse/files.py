@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import pickle
@@ -141,6 +142,11 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
                 f"{path}: not a whole safetensors file ({error}); copy it again"
             ) from None
     return _load_pickle(path), {}
+
+
+def sha256_prefix(path: Path) -> str:
+    """First eight hexadecimal digits of the file's SHA-256, as in the names of torch's hub."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:

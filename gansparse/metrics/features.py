@@ -3,42 +3,53 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gansparse.data.digits import to_float
 from gansparse.errors import CheckpointError, InputError
-from gansparse.files import load_tensors
+from gansparse.files import load_tensors, sha256_prefix
+from gansparse.metrics.pictures import as_float
 from gansparse.models.checkpoint import shipped
 from gansparse.models.lenet import LeNet
 
-EXTRACTORS = ("lenet-mnist",)
+Pictures = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass(frozen=True)
 class Extractor:
     """Pictures to feature vectors.
 
+    Pictures are uint8 [N, C, H, W] in 0..255, or float in [-1, 1]. A network trained on 8-bit
+    pictures (Inception, EfficientNet) gets floats rounded to 8 bits, as a saved PNG holds them.
+
     Attributes:
         name: printed with every number.
         num_features: F.
-        features: pictures [N, C, H, W] in [-1, 1] -> features [N, F], float32.
+        features: pictures -> features [N, F].
         classify: pictures -> class logits [N, K], where the network can tell classes.
+        mode: how pictures are resized and scaled, where there is a choice.
+        weights: first eight digits of the weights file's SHA-256; "" where there is no file.
     """
 
     name: str
     num_features: int
-    features: Callable[[torch.Tensor], torch.Tensor]
-    classify: Callable[[torch.Tensor], torch.Tensor] | None = None
+    features: Pictures
+    classify: Pictures | None = None
+    mode: str = ""
+    weights: str = ""
 
     @torch.no_grad()
     def __call__(
         self,
-        images: torch.Tensor,  # [N, C, H, W], in [-1, 1]
+        images: torch.Tensor,  # [N, C, H, W], uint8, or float in [-1, 1]
     ) -> torch.Tensor:  # [N, F], float32
         """Features of the pictures."""
         features = self.features(images)
@@ -49,13 +60,36 @@ class Extractor:
             )
         return features.float()
 
+    def describe(self) -> dict[str, Any]:
+        """What a number depends on besides the pictures, as JSON values: stored with it.
+
+        Example:
+            >>> module_extractor("pixels", lambda images: images.flatten(1), 48).describe()
+            {'name': 'pixels', 'dims': 48, 'dtype': 'float32', 'mode': '', 'weights': ''}
+        """
+        return {
+            "name": self.name,
+            "dims": self.num_features,
+            "dtype": "float32",
+            "mode": self.mode,
+            "weights": self.weights,
+        }
+
+    def __str__(self) -> str:
+        """`describe` in a line: "inception, 2048 features, mode clean, weights 6726825d"."""
+        parts = [self.name, f"{self.num_features} features"]
+        parts += [f"mode {self.mode}"] if self.mode else []
+        parts += [f"weights {self.weights}"] if self.weights else []
+        return ", ".join(parts)
+
 
 def for_lenet(
-    images: torch.Tensor,  # [N, 1, H, W], in [-1, 1]
+    images: torch.Tensor,  # [N, 1, H, W], uint8, or float in [-1, 1]
 ) -> torch.Tensor:  # [N, 1, 32, 32], in [0, 1]
     """Resizes to LeNet's 32x32 (bilinear, antialiased) and shifts to [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 1:
         raise InputError(f"lenet-mnist: pictures must be [N, 1, H, W], got {list(images.shape)}")
+    images = as_float(images)
     if images.shape[-2:] != (32, 32):
         images = F.interpolate(
             images, size=(32, 32), mode="bilinear", align_corners=False, antialias=True
@@ -81,28 +115,55 @@ def lenet_extractor(
         line = str(error).replace("\n", " ")
         raise CheckpointError(f"{path}: not the weights of a LeNet-5: {line}") from None
     net = net.eval().requires_grad_(False).to(device)
-    name = "lenet-mnist" if weights is None else f"lenet ({path.name})"
     return Extractor(
-        name,
+        "lenet-mnist" if weights is None else f"lenet ({path.name})",
         LeNet.num_features,
-        features=lambda images: net.features(for_lenet(images)),
-        classify=lambda images: net(for_lenet(images)),
+        features=lambda images: net.features(for_lenet(images.to(device))),
+        classify=lambda images: net(for_lenet(images.to(device))),
+        weights=sha256_prefix(path),
     )
 
 
 def module_extractor(
     name: str, module: nn.Module | Callable[[torch.Tensor], torch.Tensor], num_features: int
 ) -> Extractor:
-    """Any module or function that maps pictures in [-1, 1] to [N, num_features]."""
-    return Extractor(name, num_features, features=module)
+    """Any module or function that maps float pictures in [-1, 1] to [N, num_features].
+
+    Args:
+        name: printed with every number.
+        module: gets what the extractor is called with, on the same device, as float32 in [-1, 1].
+        num_features: F.
+    """
+    return Extractor(name, num_features, features=lambda images: module(as_float(images)))
 
 
-def get_extractor(name: str, device: str | torch.device = "cpu") -> Extractor:
+# Name -> function of (device, options).
+_BY_NAME: dict[str, Callable[..., Extractor]] = {"lenet-mnist": lenet_extractor}
+EXTRACTORS = tuple(_BY_NAME)
+
+
+def get_extractor(name: str, device: str | torch.device = "cpu", **options: Any) -> Extractor:
     """An extractor by name.
 
+    Args:
+        name: one of EXTRACTORS.
+        device: where it runs; pictures are moved there.
+        options: weights (a path), and for "inception" mode and dims: see there.
+
     Raises:
-        InputError: no such name.
+        InputError: no such name or option.
+
+    Example:
+        >>> print(get_extractor("lenet-mnist"))
+        lenet-mnist, 120 features, weights ...
     """
-    if name != "lenet-mnist":
+    if name not in _BY_NAME:
         raise InputError(f"no extractor {name!r}; there are: {', '.join(EXTRACTORS)}")
-    return lenet_extractor(device=device)
+    make = _BY_NAME[name]
+    known = [option for option in inspect.signature(make).parameters if option != "device"]
+    for option in options:
+        if option not in known:
+            raise InputError(
+                f"extractor {name} has no option {option!r}; it has: {', '.join(known)}"
+            )
+    return make(device=device, **options)
