@@ -13,6 +13,34 @@ from gansparse.ops import feature_moments
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
+def checked_rows(
+    features: torch.Tensor,  # [N, F]
+    num_features: int,
+    name: str,
+    device: torch.device | None = None,
+) -> torch.Tensor:  # [N, F], detached
+    """The features, if they are finite floating point rows of that width, on that device.
+
+    Raises:
+        InputError: they are not; the message begins with `name`.
+    """
+    if features.dim() != 2 or features.shape[1] != num_features:
+        raise InputError(f"{name} must have shape [N, {num_features}], got {list(features.shape)}")
+    if features.dtype not in _DTYPES:
+        raise InputError(f"{name} must be floating point, got {features.dtype}")
+    if device is not None and device != features.device:
+        raise InputError(f"{name} must be on {device}, got {features.device}")
+    features = features.detach()
+    # A sum is finite only if all its terms are; finite terms may still overflow it.
+    if not bool(features.sum().isfinite()) and not bool(features.isfinite().all()):
+        row, column = (int(i) for i in (~features.isfinite()).nonzero()[0])
+        raise InputError(
+            f"{name} must be finite, got {float(features[row, column])} in row {row}, "
+            f"feature {column}"
+        )
+    return features
+
+
 class FeatureMoments:
     """Running mean and unbiased covariance of feature vectors.
 
@@ -124,14 +152,15 @@ class FeatureMoments:
     def state_dict(self) -> dict[str, torch.Tensor]:
         """All that was seen, as tensors on their device: "count", "shift", "total", "second"."""
         self._fold()
-        if self._shift is None:
-            self._start(torch.zeros(self.num_features, dtype=torch.float64))
-        assert self._shift is not None
+        shift, total, second = self._shift, self._total, self._second
+        if shift is None:  # nothing seen: the shift stays open
+            shift = total = torch.zeros(self.num_features, dtype=torch.float64)
+            second = shift.new_zeros(self.num_features, self.num_features)
         return {
             "count": torch.tensor(self._folded),
-            "shift": self._shift,
-            "total": self._total,
-            "second": self._second,
+            "shift": shift,
+            "total": total,
+            "second": second,
         }
 
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
@@ -141,7 +170,7 @@ class FeatureMoments:
         got = {name: tuple(value.shape) for name, value in state.items()}
         if got != wanted:
             raise InputError(f"FeatureMoments: state must have shapes {wanted}, got {got}")
-        self._buffered = 0
+        self._buffer, self._buffered = None, 0
         self._folded = int(state["count"])
         sums = (state[name].to(torch.float64, copy=True) for name in ("shift", "total", "second"))
         self._shift, self._total, self._second = sums
@@ -150,27 +179,14 @@ class FeatureMoments:
 
     def _checked(self, features: torch.Tensor) -> torch.Tensor:
         """The batch as float32 or float64 rows, or an InputError that names it."""
-        batch = f"FeatureMoments: batch {self._batches}"
-        if features.dim() != 2 or features.shape[1] != self.num_features:
-            raise InputError(
-                f"{batch} must have shape [N, {self.num_features}], got {list(features.shape)}"
-            )
-        if features.dtype not in _DTYPES:
-            raise InputError(f"{batch} must be floating point, got {features.dtype}")
         known = self._shift if self._shift is not None else self._buffer
-        if known is not None and known.device != features.device:
-            raise InputError(f"{batch} must be on {known.device}, got {features.device}")
-        features = features.detach()
-        if features.dtype in (torch.float16, torch.bfloat16):
-            features = features.float()
-        # A sum is finite only if all its terms are; finite terms may still overflow it.
-        if not bool(features.sum().isfinite()) and not bool(features.isfinite().all()):
-            row, column = (int(i) for i in (~features.isfinite()).nonzero()[0])
-            raise InputError(
-                f"{batch} must be finite, got {float(features[row, column])} in row {row}, "
-                f"feature {column}"
-            )
-        return features
+        features = checked_rows(
+            features,
+            self.num_features,
+            f"FeatureMoments: batch {self._batches}",
+            None if known is None else known.device,
+        )
+        return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
     def _fold(self) -> None:
         """Empty the buffer into the sums."""
