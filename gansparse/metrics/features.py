@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gansparse.data.digits import to_float
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, sha256_prefix
 from gansparse.metrics.pictures import as_float
@@ -33,10 +32,14 @@ class Extractor:
     Attributes:
         name: printed with every number.
         num_features: F.
-        features: pictures -> features [N, F].
+        features: what `prepare` returns -> features [N, F].
         classify: pictures -> class logits [N, K], where the network can tell classes.
         mode: how pictures are resized and scaled, where there is a choice.
         weights: first eight digits of the weights file's SHA-256; "" where there is no file.
+        channels: C of the pictures: 3, or 1 for greyscale.
+        prepare: pictures -> the network's input, each picture by itself and to one size (resizing
+            and scaling). A loader calls it in its workers, so pictures may differ in size.
+            Default: pictures as they are.
     """
 
     name: str
@@ -45,6 +48,8 @@ class Extractor:
     classify: Pictures | None = None
     mode: str = ""
     weights: str = ""
+    channels: int = 3
+    prepare: Pictures | None = None
 
     @torch.no_grad()
     def __call__(
@@ -52,10 +57,18 @@ class Extractor:
         images: torch.Tensor,  # [N, C, H, W], uint8, or float in [-1, 1]
     ) -> torch.Tensor:  # [N, F], float32
         """Features of the pictures."""
-        features = self.features(images)
-        if features.ndim != 2 or features.shape != (images.shape[0], self.num_features):
+        return self.of_prepared(images if self.prepare is None else self.prepare(images))
+
+    @torch.no_grad()
+    def of_prepared(
+        self,
+        inputs: torch.Tensor,  # [N, ...], from `prepare`
+    ) -> torch.Tensor:  # [N, F], float32
+        """Features of pictures that went through `prepare` already."""
+        features = self.features(inputs)
+        if features.ndim != 2 or features.shape != (inputs.shape[0], self.num_features):
             raise InputError(
-                f"extractor {self.name}: must return [{images.shape[0]}, {self.num_features}], "
+                f"extractor {self.name}: must return [{inputs.shape[0]}, {self.num_features}], "
                 f"got {list(features.shape)}"
             )
         return features.float()
@@ -118,9 +131,11 @@ def lenet_extractor(
     return Extractor(
         "lenet-mnist" if weights is None else f"lenet ({path.name})",
         LeNet.num_features,
-        features=lambda images: net.features(for_lenet(images.to(device))),
+        features=lambda inputs: net.features(inputs.to(device)),
         classify=lambda images: net(for_lenet(images.to(device))),
         weights=sha256_prefix(path),
+        channels=1,
+        prepare=for_lenet,
     )
 
 
