@@ -14,6 +14,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from gansparse.cli_fid import fid
 from gansparse.errors import GansparseError, InputError
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ train_app = typer.Typer(
     help="Train a network from scratch (the originals' own training).", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
+app.command("fid")(fid)
 
 
 class Precision(str, Enum):

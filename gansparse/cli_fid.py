@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gansparse fid`: Fréchet distance between sets of pictures, with pytorch-fid's arguments."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from gansparse.errors import InputError
+
+if TYPE_CHECKING:
+    from gansparse.metrics.statistics import PictureSet, Statistics
+    from gansparse.progress import ProgressBars
+
+
+def fid(
+    a: Annotated[Path, typer.Argument(help="Folder of pictures, or .npz of statistics.")],
+    b: Annotated[
+        Path | None, typer.Argument(help="Likewise; with --save-stats the .npz to write.")
+    ] = None,
+    generator: Annotated[
+        Path | None, typer.Option(help="Weights of a DCGAN generator, in place of B.")
+    ] = None,
+    num: Annotated[int, typer.Option(min=2, help="Pictures that the generator draws.")] = 50_000,
+    extractor: Annotated[str, typer.Option(help="inception, lenet-mnist, ...")] = "inception",
+    mode: Annotated[
+        str | None, typer.Option(help="Inception's input: pytorch-fid (default), clean or tf1.")
+    ] = None,
+    dims: Annotated[
+        int | None, typer.Option(help="Inception's features: 64, 192, 768 or 2048 (default).")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The extractor's weights file.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 50,
+    num_workers: Annotated[
+        int | None, typer.Option(min=0, help="Processes that read; default: cores, at most 8.")
+    ] = None,
+    recursive: Annotated[
+        bool, typer.Option("--recursive", help="Also the pictures in subfolders.")
+    ] = False,
+    save_stats: Annotated[
+        bool, typer.Option("--save-stats", help="Write the statistics of one side as an .npz.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Of the generator's latents.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder for fid.json and what --resume needs.")
+    ] = None,
+    resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
+    save_every: Annotated[int, typer.Option(min=1, help="Pictures between savings.")] = 5000,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
+    device: Annotated[
+        str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")
+    ] = "auto",
+    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")] = 0,
+) -> None:
+    """Fréchet distance (FID) between folders of pictures, statistics files, a generator's pictures.
+
+    Examples:
+      gansparse fid real/ fake/
+      gansparse fid cifar10.npz --generator G.pth --num 50000 --out runs/fid
+      gansparse fid real/ real.npz --save-stats --mode clean
+      gansparse fid digits/ fake/ --extractor lenet-mnist
+    """
+    from gansparse.cli import _device
+    from gansparse.metrics.statistics import Statistics, statistics_of
+    from gansparse.progress import ProgressBars
+
+    where = _device(device, threads)
+    paths = [path for path in (a, b) if path is not None]
+    target = _free(paths.pop()) if save_stats else None
+    sides: list[Any] = [_side(path) for path in paths]  # Statistics, or a folder's path
+    if len(sides) + (generator is not None) != (1 if save_stats else 2):
+        raise InputError(
+            "fid compares two sides, A and B or A and --generator; --save-stats takes one, "
+            "and the .npz to write"
+        )
+    partials = _partials(out, resume)
+
+    options = {"mode": mode, "dims": dims, "weights": weights}
+    options = {name: value for name, value in options.items() if value is not None}
+    measured = generator is not None or any(isinstance(side, Path) for side in sides)
+    if measured:
+        from gansparse.data.folder import PictureFolder
+        from gansparse.metrics.features import get_extractor
+        from gansparse.metrics.generated import GeneratedPictures
+
+        network = get_extractor(extractor, where, **options)
+        workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+        for i, side in enumerate(sides):
+            if isinstance(side, Path):
+                sides[i] = PictureFolder(
+                    side, channels=network.channels, recursive=recursive, num_workers=workers
+                )
+        if generator is not None:
+            sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
+    elif options:
+        raise InputError(f"--{next(iter(options))} has no effect: the .npz are statistics already")
+
+    with ProgressBars() as bars:
+        for i, side in enumerate(sides):
+            if not isinstance(side, Statistics):
+                sides[i] = statistics_of(
+                    side,
+                    network,
+                    batch_size=batch_size,
+                    partial=partials[i],
+                    save_every=save_every,
+                    device=where,
+                    on_batch=_bar(bars, side),
+                )
+    if target is not None:
+        sides[0].save(target)
+        _tell(f"{_facts(sides)}\nstatistics  {target}")
+    else:
+        _finish(sides, out, as_json)
+
+
+def _free(path: Path) -> Path:
+    """The path of a file that is not there yet."""
+    if path.exists():
+        raise InputError(f"{path} is there already: choose another name for the statistics")
+    if path.suffix != ".npz":
+        raise InputError(f"--save-stats: the last path is written and must end in .npz, got {path}")
+    return path
+
+
+def _side(path: Path) -> Statistics | Path:
+    """What a path holds: statistics, or pictures to be measured."""
+    from gansparse.metrics.statistics import load_statistics
+
+    if path.suffix == ".npz":
+        return load_statistics(path)
+    if not path.is_dir():
+        raise InputError(f"{path} is neither a folder of pictures nor an .npz of statistics")
+    return path
+
+
+def _partials(out: Path | None, resume: bool) -> list[Path | None]:
+    """Where each side's partial statistics are kept."""
+    if out is None:
+        if resume:
+            raise InputError("--resume needs --out, the folder of the run to go on with")
+        return [None, None]
+    partials = [out / f"{side}.safetensors" for side in ("a", "b")]
+    if not resume and any(path.exists() for path in partials):
+        raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
+    return list(partials)
+
+
+def _bar(bars: ProgressBars, pictures: PictureSet) -> Callable[[int], None]:
+    """Shows how many pictures are done; what a resumed run finds done takes no part in the rate."""
+    found: list[int] = []
+
+    def show(done: int) -> None:
+        if found:
+            bars.advance(done - found[0])
+        else:
+            found.append(done)
+            bars.start(Path(pictures.name).name, len(pictures) - done)
+
+    return show
+
+
+def _finish(sides: list[Statistics], out: Path | None, as_json: bool) -> None:
+    """Distance, printed and written."""
+    from gansparse.files import write_json
+
+    distance = sides[0].distance(sides[1])
+    result = {
+        "fid": distance,
+        "extractor": sides[0].extractor or sides[1].extractor,
+        "sides": [{"source": side.source, "count": side.count} for side in sides],
+    }
+    if out is not None:
+        write_json(out / "fid.json", result)
+    _tell(json.dumps(result, indent=2) if as_json else f"FID:  {distance:.10g}\n{_facts(sides)}")
+    for note in _notes(sides):
+        typer.echo(f"note: {note}", err=True)
+
+
+def _facts(sides: list[Statistics]) -> str:
+    """What the number depends on, in a line."""
+    made = sides[0].extractor or sides[-1].extractor or {}
+    width = sides[0].mean.shape[0]
+    words = [str(made.get("name", "extractor unknown")), f"{width} features"]
+    words += [f"mode {made['mode']}"] if made.get("mode") else []
+    words += [f"weights {made['weights']}"] if made.get("weights") else []
+    words += [str(made["dtype"])] if made.get("dtype") else []
+    words += [f"{'?' if side.count is None else side.count} x {side.source}" for side in sides]
+    return ", ".join(words)
+
+
+def _notes(sides: list[Statistics]) -> list[str]:
+    """What a reader of the number should know."""
+    notes = [
+        f"{side.source} does not say which extractor made it; only its size was checked"
+        for side in sides
+        if side.extractor is None
+    ]
+    few = [side.count for side in sides if side.count is not None]
+    width = sides[0].mean.shape[0]
+    if few and min(few) <= width:
+        notes.append(
+            f"{min(few)} pictures for {width} features: FID is biased upwards by so few; compare "
+            "it at equal counts only"
+        )
+    return notes
+
+
+def _tell(text: str) -> None:
+    typer.echo(text)
