@@ -1,9 +1,39 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Fréchet distance, feature statistics, feature extractors, and the evaluation of a generator."""
+"""Metric objects, what they are made of, feature extractors, and the evaluation of a generator.
+
+Every metric object has `update`, `compute`, `result`, `reset`, `merge_state`, `to`, `state_dict` and
+`load_state_dict`, and in torch.distributed computes over all ranks: see `gansparse.metrics.metric`.
+"""
 
 from __future__ import annotations
 
+from gansparse.metrics.fid import FrechetInceptionDistance, fid_infinity, fid_interval
 from gansparse.metrics.frechet import frechet_distance, frechet_distance_from_features
+from gansparse.metrics.inception_score import InceptionScore
+from gansparse.metrics.kid import KernelInceptionDistance
+from gansparse.metrics.lpips import LearnedPerceptualImagePatchSimilarity
 from gansparse.metrics.moments import FeatureMoments
+from gansparse.metrics.precision_recall import PrecisionRecall
+from gansparse.metrics.psnr_ssim import (
+    PeakSignalNoiseRatio,
+    StructuralSimilarityIndexMeasure,
+    psnr,
+    ssim,
+)
 
-__all__ = ["FeatureMoments", "frechet_distance", "frechet_distance_from_features"]
+__all__ = [
+    "FeatureMoments",
+    "FrechetInceptionDistance",
+    "InceptionScore",
+    "KernelInceptionDistance",
+    "LearnedPerceptualImagePatchSimilarity",
+    "PeakSignalNoiseRatio",
+    "PrecisionRecall",
+    "StructuralSimilarityIndexMeasure",
+    "fid_infinity",
+    "fid_interval",
+    "frechet_distance",
+    "frechet_distance_from_features",
+    "psnr",
+    "ssim",
+]
