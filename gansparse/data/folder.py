@@ -162,7 +162,8 @@ class PictureFolder:
                 Pictures of different sizes need one that brings them to the same.
 
         Raises:
-            InputError: an unreadable picture, or pictures of different sizes in a batch.
+            InputError: an unreadable picture, pictures of different sizes in a batch, or a worker
+                that the system ended.
         """
         parts = [self.files[i : i + batch_size] for i in range(first, len(self), batch_size)]
         loader = DataLoader(
@@ -170,10 +171,18 @@ class PictureFolder:
             batch_size=None,
             num_workers=min(self.num_workers, len(parts)),
         )
-        for batch in loader:
-            if isinstance(batch, str):
-                raise InputError(batch)
-            yield batch
+        try:
+            for batch in loader:
+                if isinstance(batch, str):
+                    raise InputError(batch)
+                yield batch
+        except RuntimeError as error:
+            if "DataLoader worker (pid" not in str(error):
+                raise
+            raise InputError(
+                f"{self.path}: a process that reads pictures was ended, for want of memory perhaps "
+                "(RAM or /dev/shm); use fewer workers, or 0"
+            ) from None
 
 
 def _pictures_in(folder: Path, recursive: bool) -> list[Path]:

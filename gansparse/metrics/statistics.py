@@ -190,8 +190,12 @@ def statistics_of(
         )
     if len(pictures) < 2:
         raise InputError(f"{pictures.name}: a covariance needs at least 2 pictures, got 1")
-    batches_between = -(-save_every // batch_size)
-    run = {"extractor": extractor.describe(), "batch_size": batch_size, "every": batches_between}
+    save_every = -(-save_every // batch_size) * batch_size
+    run = {
+        "extractor": extractor.describe(),
+        "batch_size": batch_size,
+        "save_every": save_every,
+    }
     moments = FeatureMoments(extractor.num_features)
     if partial is not None and partial.exists():
         moments.load_state_dict(_resumed(partial, pictures, run, device))
@@ -204,7 +208,7 @@ def statistics_of(
             last = moments.count + len(inputs)
             where = f"pictures {moments.count + 1} to {last} of {pictures.name}"
             raise InputError(f"{where}: {error}") from None
-        if moments.count % (batches_between * batch_size) == 0 or moments.count == len(pictures):
+        if moments.count % save_every == 0 or moments.count == len(pictures):
             state = moments.state_dict()
             if partial is not None:
                 run["fingerprint"] = pictures.fingerprint(moments.count)
