@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Metric objects, what they are made of, feature extractors, and the evaluation of a generator.
 
-Every metric object has `update`, `compute`, `result`, `reset`, `merge_state`, `to`, `state_dict` and
-`load_state_dict`, and in torch.distributed computes over all ranks: see `gansparse.metrics.metric`.
+Every metric object has `update`, `compute`, `result`, `reset`, `merge_state`, `to`, `state_dict`
+and `load_state_dict`, and in torch.distributed computes over all ranks: see `metric`.
 """
 
 from __future__ import annotations
