@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from gansparse.errors import InputError
-from gansparse.files import sha256
+from gansparse.files import sha256_prefix
 from gansparse.models.checkpoint import load_dcgan_generator
 from gansparse.tasks.sampling import latents
 
@@ -47,7 +47,7 @@ class GeneratedPictures:
         self.name = str(path)
         self.num, self.seed, self.device = num, seed, device
         self.generator = load_dcgan_generator(path).eval().requires_grad_(False).to(device)
-        self._weights = sha256(Path(path))
+        self._weights = sha256_prefix(Path(path))
 
     def __len__(self) -> int:
         return self.num
