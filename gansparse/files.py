@@ -144,9 +144,9 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     return _load_pickle(path), {}
 
 
-def sha256_prefix(path: Path) -> str:
-    """First eight hexadecimal digits of the file's SHA-256, as in the names of torch's hub."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()[:8]
+def sha256_prefix(path: Path, digits: int = 8) -> str:
+    """The first hexadecimal digits of the file's SHA-256; eight, as torch's hub names files."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:digits]
 
 
 def _load_pickle(path: Path) -> dict[str, torch.Tensor]:

@@ -15,6 +15,8 @@ from torch import nn
 
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, sha256_prefix
+from gansparse.metrics.inception import InceptionV3
+from gansparse.metrics.inception_weights import find_weights
 from gansparse.metrics.pictures import as_float
 from gansparse.models.checkpoint import shipped
 from gansparse.models.lenet import LeNet
@@ -152,8 +154,41 @@ def module_extractor(
     return Extractor(name, num_features, features=lambda images: module(as_float(images)))
 
 
+def inception_extractor(
+    weights: str | Path | None = None,
+    mode: str = "pytorch-fid",
+    dims: int = 2048,
+    device: str | torch.device = "cpu",
+) -> Extractor:
+    """The network that FID is named after.
+
+    Args:
+        weights: a file with the public weights' names; default: the public weights, from torch's
+            hub cache or downloaded into it.
+        mode: how pictures are resized and scaled: "pytorch-fid", "clean" or "tf1".
+        dims: number of features: 64, 192, 768 or 2048.
+        device: where it runs.
+
+    Raises:
+        CheckpointError: no weights; the message says which file to put where.
+    """
+    path = Path(weights) if weights is not None else find_weights()
+    net = InceptionV3.from_file(path, mode, dims).to(device)
+    return Extractor(
+        "inception",
+        dims,
+        features=lambda images: net(images.to(device)),
+        classify=lambda images: net.logits(images.to(device)),
+        mode=mode,
+        weights=sha256_prefix(path),
+    )
+
+
 # Name -> function of (device, options).
-_BY_NAME: dict[str, Callable[..., Extractor]] = {"lenet-mnist": lenet_extractor}
+_BY_NAME: dict[str, Callable[..., Extractor]] = {
+    "lenet-mnist": lenet_extractor,
+    "inception": inception_extractor,
+}
 EXTRACTORS = tuple(_BY_NAME)
 
 

@@ -47,7 +47,7 @@ def load_dcgan_generator(path: str | Path) -> DCGANGenerator:
         nc=weights[-1].shape[1],
         image_size=2 ** (levels + 1),
     )
-    _fill(net, state, path)
+    fill(net, state, path, "DCGAN of pytorch/examples' layout")
     return net
 
 
@@ -65,7 +65,7 @@ def load_dcgan_discriminator(path: str | Path) -> DCGANDiscriminator:
     net = DCGANDiscriminator(
         ndf=weights[0].shape[0], nc=weights[0].shape[1], image_size=2 ** (levels + 1)
     )
-    _fill(net, state, path)
+    fill(net, state, path, "DCGAN of pytorch/examples' layout")
     return net
 
 
@@ -93,13 +93,24 @@ def _position(key: str) -> int:
     return int(parts[1]) if len(parts) > 1 and parts[1].isdigit() else -1
 
 
-def _fill(net: nn.Module, state: State, path: str | Path) -> None:
+def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
+    """Loads exactly the network's own keys and shapes, all finite.
+
+    Args:
+        net: gets the tensors.
+        state: from the file at `path`.
+        path: for the message.
+        what: the network's name, for the message.
+
+    Raises:
+        CheckpointError: a key or shape is wrong, or a number is not finite; the key is named.
+    """
     own = net.state_dict()
     missing = sorted(set(own) - set(state))
     odd = sorted(set(state) - set(own))
     if missing or odd:
-        what = f"misses {missing[0]!r}" if missing else f"has a key too many, {odd[0]!r}"
-        raise CheckpointError(f"{path}: not a DCGAN of pytorch/examples' layout: {what}")
+        fault = f"misses {missing[0]!r}" if missing else f"has a key too many, {odd[0]!r}"
+        raise CheckpointError(f"{path}: not the weights of a {what}: it {fault}")
     for key, value in own.items():
         if state[key].shape != value.shape:
             raise CheckpointError(
