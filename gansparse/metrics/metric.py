@@ -74,8 +74,10 @@ class Rows:
     @property
     def all(self) -> torch.Tensor:
         """[N, F], in the order they came."""
-        if len(self._parts) != 1:
-            self._parts = [torch.cat([torch.empty(0, self.width or 0), *self._parts])]
+        if not self._parts:
+            return torch.empty(0, self.width or 0)
+        if len(self._parts) > 1:
+            self._parts = [torch.cat(self._parts)]
         return self._parts[0]
 
     def merge(self, other: Rows) -> None:
