@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -66,57 +67,55 @@ def fid(
       gansparse fid digits/ fake/ --extractor lenet-mnist
     """
     from gansparse.cli import _device
+    from gansparse.data.folder import PictureFolder
+    from gansparse.metrics.features import get_extractor
+    from gansparse.metrics.generated import GeneratedPictures
     from gansparse.metrics.statistics import Statistics, statistics_of
     from gansparse.progress import ProgressBars
 
     where = _device(device, threads)
     paths = [path for path in (a, b) if path is not None]
     target = _free(paths.pop()) if save_stats else None
-    sides: list[Any] = [_side(path) for path in paths]  # Statistics, or a folder's path
+    sides: list[Any] = [_side(path) for path in paths]  # statistics, or a folder to be measured
     if len(sides) + (generator is not None) != (1 if save_stats else 2):
         raise InputError(
             "fid compares two sides, A and B or A and --generator; --save-stats takes one, "
             "and the .npz to write"
         )
     partials = _partials(out, resume)
-
-    options = {"mode": mode, "dims": dims, "weights": weights}
-    options = {name: value for name, value in options.items() if value is not None}
-    measured = generator is not None or any(isinstance(side, Path) for side in sides)
-    if measured:
-        from gansparse.data.folder import PictureFolder
-        from gansparse.metrics.features import get_extractor
-        from gansparse.metrics.generated import GeneratedPictures
-
-        network = get_extractor(extractor, where, **options)
+    settings = {"mode": mode, "dims": dims, "weights": weights}
+    chosen = {name: value for name, value in settings.items() if value is not None}
+    if generator is not None or any(isinstance(side, Path) for side in sides):
+        network = get_extractor(extractor, where, **chosen)
         workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
-        for i, side in enumerate(sides):
-            if isinstance(side, Path):
-                sides[i] = PictureFolder(
-                    side, channels=network.channels, recursive=recursive, num_workers=workers
-                )
+        read: dict[str, Any] = {
+            "channels": network.channels,
+            "recursive": recursive,
+            "num_workers": workers,
+        }
+        sides = [PictureFolder(s, **read) if isinstance(s, Path) else s for s in sides]
         if generator is not None:
             sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
-    elif options:
-        raise InputError(f"--{next(iter(options))} has no effect: the .npz are statistics already")
+    elif chosen:
+        raise InputError(f"--{next(iter(chosen))} has no effect: the .npz are statistics already")
 
-    with ProgressBars() as bars:
-        for i, side in enumerate(sides):
+    with ProgressBars() as bars, _stoppable(out):
+        for i, (side, partial) in enumerate(zip(sides, partials, strict=False)):
             if not isinstance(side, Statistics):
                 sides[i] = statistics_of(
                     side,
                     network,
                     batch_size=batch_size,
-                    partial=partials[i],
+                    partial=partial,
                     save_every=save_every,
                     device=where,
                     on_batch=_bar(bars, side),
                 )
-    if target is not None:
-        sides[0].save(target)
-        _tell(f"{_facts(sides)}\nstatistics  {target}")
-    else:
+    if target is None:
         _finish(sides, out, as_json)
+    else:
+        sides[0].save(target)
+        typer.echo(f"{_facts(sides)}\nstatistics  {target}")
 
 
 def _free(path: Path) -> Path:
@@ -151,6 +150,17 @@ def _partials(out: Path | None, resume: bool) -> list[Path | None]:
     return list(partials)
 
 
+@contextmanager
+def _stoppable(out: Path | None) -> Iterator[None]:
+    """Says on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        how = "a run with --out can be resumed" if out is None else "--resume goes on"
+        typer.echo(f"gansparse: stopped; {how}", err=True)
+        raise typer.Exit(130) from None
+
+
 def _bar(bars: ProgressBars, pictures: PictureSet) -> Callable[[int], None]:
     """Shows how many pictures are done; what a resumed run finds done takes no part in the rate."""
     found: list[int] = []
@@ -177,7 +187,8 @@ def _finish(sides: list[Statistics], out: Path | None, as_json: bool) -> None:
     }
     if out is not None:
         write_json(out / "fid.json", result)
-    _tell(json.dumps(result, indent=2) if as_json else f"FID:  {distance:.10g}\n{_facts(sides)}")
+    text = f"FID:  {distance:.10g}\n{_facts(sides)}"
+    typer.echo(json.dumps(result, indent=2) if as_json else text)
     for note in _notes(sides):
         typer.echo(f"note: {note}", err=True)
 
@@ -209,7 +220,3 @@ def _notes(sides: list[Statistics]) -> list[str]:
             "it at equal counts only"
         )
     return notes
-
-
-def _tell(text: str) -> None:
-    typer.echo(text)

@@ -17,7 +17,18 @@ from gansparse.compress import RECIPES
 from gansparse.files import load_tensors, save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
 
-COMMANDS = ["", "train", "train dcgan", "train lenet", "compress", "eval", "report", "demo", "info"]
+COMMANDS = [
+    "",
+    "train",
+    "train dcgan",
+    "train lenet",
+    "compress",
+    "eval",
+    "fid",
+    "report",
+    "demo",
+    "info",
+]
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
