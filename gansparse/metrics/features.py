@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, sha256_prefix
 from gansparse.metrics.inception import InceptionV3
 from gansparse.metrics.inception_weights import find_weights
-from gansparse.metrics.pictures import as_float
+from gansparse.metrics.pictures import as_float, for_inception
 from gansparse.models.checkpoint import shipped
 from gansparse.models.lenet import LeNet
 
@@ -177,10 +178,11 @@ def inception_extractor(
     return Extractor(
         "inception",
         dims,
-        features=lambda images: net(images.to(device)),
+        features=lambda inputs: net.of_prepared(inputs.to(device)),
         classify=lambda images: net.logits(images.to(device)),
         mode=mode,
         weights=sha256_prefix(path),
+        prepare=functools.partial(for_inception, mode=mode),
     )
 
 

@@ -21,7 +21,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
 from gansparse.metrics.inception_weights import check_hash
-from gansparse.metrics.pictures import MODES, as_bytes, as_rgb
+from gansparse.metrics.pictures import MODES, for_inception
 from gansparse.metrics.precision import plain_float32
 from gansparse.models.checkpoint import fill, strip_prefixes
 
@@ -330,7 +330,14 @@ class InceptionV3(Steps):
         images: torch.Tensor,  # [N, 1 or 3, H, W], uint8, or float in [-1, 1]
     ) -> torch.Tensor:  # [N, dims], float32
         """Features of the pictures. Floats are rounded to 8 bits first, grey becomes RGB."""
-        return self._features(images, self.dims)
+        return self.of_prepared(for_inception(images, self.mode))
+
+    def of_prepared(
+        self,
+        inputs: torch.Tensor,  # [N, 3, 299, 299], float32, from `pictures.for_inception`
+    ) -> torch.Tensor:  # [N, dims], float32
+        """Features of pictures that are resized and scaled already."""
+        return self._features(inputs, self.dims)
 
     def logits(
         self,
@@ -341,15 +348,14 @@ class InceptionV3(Steps):
 
         Salimans et al. (NeurIPS 2016) left the bias out, and all numbers since have done so.
         """
-        features = self._features(images, 2048)
+        features = self._features(for_inception(images, self.mode), 2048)
         with plain_float32(features.device):
             return F.linear(features, self.fc.weight, self.fc.bias if bias else None)
 
-    def _features(self, images: torch.Tensor, dims: int) -> torch.Tensor:
-        images = as_rgb(as_bytes(images))
-        if not images.shape[0]:
-            return torch.zeros(0, dims, device=images.device)
-        x = MODES[self.mode](images).contiguous(memory_format=torch.channels_last)
+    def _features(self, inputs: torch.Tensor, dims: int) -> torch.Tensor:
+        if not inputs.shape[0]:
+            return torch.zeros(0, dims, device=inputs.device)
+        x = inputs.contiguous(memory_format=torch.channels_last)
         with plain_float32(x.device):
             for known, steps in NETWORK.items():
                 x = self.run(steps, x)

@@ -130,3 +130,17 @@ MODES: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "clean": _clean,
     "tf1": _tf1,
 }
+
+
+def for_inception(
+    images: torch.Tensor,  # [N, 1 or 3, H, W], uint8, or float in [-1, 1]
+    mode: str,
+) -> torch.Tensor:  # [N, 3, 299, 299], float32
+    """What Inception takes: floats rounded to 8 bits, grey as RGB, resized and scaled by a mode.
+
+    Args:
+        images: pictures.
+        mode: a key of MODES.
+    """
+    images = as_rgb(as_bytes(images))
+    return MODES[mode](images) if images.shape[0] else images.new_zeros(0, 3, SIZE, SIZE).float()
