@@ -73,7 +73,7 @@ def pytorch_fid_network(weights: Path, dims: int = 2048) -> nn.Module:
     state = torch.load(weights, weights_only=True)
     with (
         _torchvision(),
-        mock.patch.object(module, "load_state_dict_from_url", lambda *_, **__: state),
+        mock.patch.object(module, "load_state_dict_from_url", return_value=state),
     ):
         net: nn.Module = module.InceptionV3([module.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
     return net.eval()
@@ -92,11 +92,11 @@ class CleanFidNetwork(nn.Module):
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         module = sys.modules[type(self.net).__module__]
-        keep = mock.patch.object(
-            module, "interpolate_bilinear_2d_like_tensorflow1x", lambda x, **_: x
-        )
-        check = mock.patch.object(module, "vassert", lambda *_: None)
-        with keep, check:
+        resize = "interpolate_bilinear_2d_like_tensorflow1x"
+        with (
+            mock.patch.object(module, resize, side_effect=lambda x, **_: x),
+            mock.patch.object(module, "vassert"),  # that the pictures are bytes
+        ):
             features: torch.Tensor = self.net(images)[0]
         return features
 
@@ -123,7 +123,8 @@ def _torchvision() -> Iterator[None]:
             setattr(modules[parent], child, module)
     modules["torchvision.transforms"].ToTensor = ToTensor
     modules["torchvision.transforms"].Compose = Compose
-    with mock.patch.dict(sys.modules, modules):
+    sys.modules.update(modules)
+    try:
         blocks = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
         inception = modules["torchvision.models.inception"]
         for letter in "ABCD":
@@ -131,14 +132,20 @@ def _torchvision() -> Iterator[None]:
         inception.InceptionE = blocks.InceptionE_1
         modules["torchvision.models"].inception_v3 = _unfilled
         yield
+    finally:
+        for name in names:
+            del sys.modules[name]
 
 
 def _unfilled(**_: Any) -> nn.Module:
     """Inception with torchvision's names and no weights yet; pytorch-fid puts its blocks in."""
     blocks = importlib.import_module("torch_fidelity.feature_extractor_inceptionv3")
-    with mock.patch.object(blocks.FeatureExtractorInceptionV3, "load_state_dict"):
-        with mock.patch.object(blocks, "load_state_dict_from_url"):
-            net: nn.Module = blocks.FeatureExtractorInceptionV3("", ["2048"])
+    network = blocks.FeatureExtractorInceptionV3
+    with (
+        mock.patch.object(network, "load_state_dict"),
+        mock.patch.object(blocks, "load_state_dict_from_url"),
+    ):
+        net: nn.Module = network("", ["2048"])
     return net
 
 
