@@ -60,8 +60,8 @@ class InvertedResidual(nn.Module):
         """Features."""
         y = F.relu6(self._bn0(self._expand_conv(x))) if self.widens else x
         y = F.relu6(self._bn1(self._depthwise_conv(_same(y, self.kernel, self.stride))))
-        y = self._bn2(self._project_conv(y))
-        return x + y if self.adds else y
+        narrow: torch.Tensor = self._bn2(self._project_conv(y))
+        return x + narrow if self.adds else narrow
 
 
 class EfficientNetLite0(nn.Module):

@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import sys
 import types
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -55,27 +55,25 @@ def random_inception(seed: int = 0) -> dict[str, torch.Tensor]:
     return state
 
 
-def fidelity_network(weights: Path, features: str = "2048", dtype: str = "float32") -> nn.Module:
-    """torch-fidelity's Inception: uint8 [N, 3, H, W] -> a tuple with the features asked for."""
+def fidelity_network(weights: Path, features: Sequence[str] = ("2048",)) -> nn.Module:
+    """torch-fidelity's Inception: uint8 [N, 3, H, W] -> a tuple of the features asked for."""
     module = peer("torch_fidelity.feature_extractor_inceptionv3")
     net: nn.Module = module.FeatureExtractorInceptionV3(
-        "inception-v3-compat",
-        [features],
-        feature_extractor_weights_path=str(weights),
-        feature_extractor_internal_dtype=dtype,
+        "inception-v3-compat", list(features), feature_extractor_weights_path=str(weights)
     )
     return net
 
 
-def pytorch_fid_network(weights: Path, dims: int = 2048) -> nn.Module:
-    """pytorch-fid's Inception: float [N, 3, H, W] in [0, 1] -> a list with one feature map."""
+def pytorch_fid_network(weights: Path, dims: Sequence[int] = (2048,)) -> nn.Module:
+    """pytorch-fid's Inception: float [N, 3, H, W] in [0, 1] -> a list of feature maps."""
     module = peer("pytorch_fid.inception")
     state = torch.load(weights, weights_only=True)
     with (
         _torchvision(),
         mock.patch.object(module, "load_state_dict_from_url", return_value=state),
     ):
-        net: nn.Module = module.InceptionV3([module.InceptionV3.BLOCK_INDEX_BY_DIM[dims]])
+        blocks = module.InceptionV3.BLOCK_INDEX_BY_DIM
+        net: nn.Module = module.InceptionV3([blocks[size] for size in dims])
     return net.eval()
 
 
