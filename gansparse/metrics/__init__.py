@@ -20,6 +20,7 @@ from gansparse.metrics.psnr_ssim import (
     psnr,
     ssim,
 )
+from gansparse.metrics.statistics import Statistics, load_statistics, statistics_of
 
 __all__ = [
     "FeatureMoments",
@@ -29,11 +30,14 @@ __all__ = [
     "LearnedPerceptualImagePatchSimilarity",
     "PeakSignalNoiseRatio",
     "PrecisionRecall",
+    "Statistics",
     "StructuralSimilarityIndexMeasure",
     "fid_infinity",
     "fid_interval",
     "frechet_distance",
     "frechet_distance_from_features",
+    "load_statistics",
     "psnr",
     "ssim",
+    "statistics_of",
 ]

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -235,6 +236,24 @@ def test_a_damaged_picture_is_named_in_one_line_by_the_workers_too(tmp_path, num
     for _ in range(3):
         assert next(batches).shape == (2, 3, 7, 5)
     refused(lambda: next(batches), r"006\.png: damaged or truncated")
+
+
+def test_workers_read_ahead(tmp_path):
+    folder_of(tmp_path / "pictures", 12)
+    log = tmp_path / "read"
+
+    def note(picture: torch.Tensor) -> torch.Tensor:
+        with log.open("a") as file:
+            file.write("1")
+        return picture
+
+    batches = PictureFolder(tmp_path / "pictures", num_workers=2).batches(2, prepare=note)
+    next(batches)
+    # The first batch was replaced at once: two batches a worker are under way, 10 pictures in all.
+    deadline = time.monotonic() + 60
+    while log.stat().st_size < 10:
+        assert time.monotonic() < deadline, log.read_text()
+        time.sleep(0.01)
 
 
 def test_a_worker_that_dies(tmp_path):

@@ -92,7 +92,7 @@ def test_fid_is_pytorch_fids(folders, ours, weights):
         mock.patch.object(scipy.linalg, "sqrtm", lambda a, disp: (root(a), 0.0)),
     ):
         network.BLOCK_INDEX_BY_DIM = {64: 0}
-        network.return_value = pytorch_fid_network(weights, 64)
+        network.return_value = pytorch_fid_network(weights, [64])
         want = score.calculate_fid_given_paths(pair, 1, "cpu", 64, num_workers=0)
     assert ours(*pair, "--dims", 64) == pytest.approx(want, rel=1e-6)
 
@@ -114,7 +114,7 @@ def fidelity_features(folder: Path, weights: Path, dims: int) -> Tensor:
     as_bytes = lambda image: torch.from_numpy(np.array(image)).permute(2, 0, 1)  # noqa: E731
     found = utils.get_featuresdict_from_dataset(
         utils.ImagesPathDataset(files, as_bytes),
-        fidelity_network(weights, str(dims)),
+        fidelity_network(weights, [str(dims)]),
         batch_size=1,
         cuda=False,
         save_cpu_ram=True,

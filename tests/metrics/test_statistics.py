@@ -183,6 +183,23 @@ def test_a_resumed_generator_gives_the_same_bits(generator, tmp_path):
     assert seen == [0, 30, 60, 90, 120, 150, 120, 150, 180, 210, 240, 250]
 
 
+@pytest.mark.cuda
+def test_a_run_on_a_gpu_resumes_with_the_same_bits(generator, tmp_path):
+    pictures = GeneratedPictures(generator, 250, device="cuda")
+    lenet, partial = get_extractor("lenet-mnist", "cuda"), tmp_path / "partial.safetensors"
+    options = {"batch_size": 30, "save_every": 60, "device": "cuda"}
+
+    def stop(done: int) -> None:
+        if done == 150:
+            raise Stop
+
+    with pytest.raises(Stop):
+        statistics_of(pictures, lenet, partial=partial, on_batch=stop, **options)
+    resumed = statistics_of(pictures, lenet, partial=partial, **options)
+    assert same_bits(resumed, statistics_of(pictures, lenet, **options))
+    assert resumed.cov.device.type == "cpu"
+
+
 def test_a_damaged_picture_can_be_mended_and_the_run_resumed(folder, tmp_path):
     whole = (folder / "15.png").read_bytes()
     (folder / "15.png").write_bytes(whole[:40])
