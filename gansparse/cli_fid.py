@@ -28,7 +28,9 @@ def fid(
         Path | None, typer.Option(help="Weights of a DCGAN generator, in place of B.")
     ] = None,
     num: Annotated[int, typer.Option(min=2, help="Pictures that the generator draws.")] = 50_000,
-    extractor: Annotated[str, typer.Option(help="inception, lenet-mnist, ...")] = "inception",
+    extractor: Annotated[
+        str, typer.Option(help="inception, lenet-mnist or efficientnet-lite0.")
+    ] = "inception",
     mode: Annotated[
         str | None, typer.Option(help="Inception's input: pytorch-fid (default), clean or tf1.")
     ] = None,
@@ -88,34 +90,38 @@ def fid(
     if generator is not None or any(isinstance(side, Path) for side in sides):
         network = get_extractor(extractor, where, **chosen)
         workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
-        read: dict[str, Any] = {
-            "channels": network.channels,
-            "recursive": recursive,
-            "num_workers": workers,
-        }
-        sides = [PictureFolder(s, **read) if isinstance(s, Path) else s for s in sides]
+        for i, side in enumerate(sides):
+            if isinstance(side, Statistics):
+                side.check_against("this run", network.num_features, network.describe())
+            else:
+                sides[i] = PictureFolder(
+                    side, channels=network.channels, recursive=recursive, num_workers=workers
+                )
         if generator is not None:
             sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
     elif chosen:
         raise InputError(f"--{next(iter(chosen))} has no effect: the .npz are statistics already")
 
+    def measured(side: Statistics | PictureSet, partial: Path | None) -> Statistics:
+        if isinstance(side, Statistics):
+            return side
+        return statistics_of(
+            side,
+            network,
+            batch_size=batch_size,
+            partial=partial,
+            save_every=save_every,
+            device=where,
+            on_batch=_bar(bars, side),
+        )
+
     with ProgressBars() as bars, _stoppable(out):
-        for i, (side, partial) in enumerate(zip(sides, partials, strict=False)):
-            if not isinstance(side, Statistics):
-                sides[i] = statistics_of(
-                    side,
-                    network,
-                    batch_size=batch_size,
-                    partial=partial,
-                    save_every=save_every,
-                    device=where,
-                    on_batch=_bar(bars, side),
-                )
+        found = [measured(side, partial) for side, partial in zip(sides, partials, strict=False)]
     if target is None:
-        _finish(sides, out, as_json)
+        _finish(found, out, as_json)
     else:
-        sides[0].save(target)
-        typer.echo(f"{_facts(sides)}\nstatistics  {target}")
+        found[0].save(target)
+        typer.echo(f"{_facts(found)}\nstatistics  {target}")
 
 
 def _free(path: Path) -> Path:

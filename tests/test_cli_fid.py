@@ -22,7 +22,7 @@ from gansparse.files import save_tensors
 from gansparse.metrics import frechet_distance_from_features
 from gansparse.metrics.features import get_extractor
 from gansparse.metrics.generated import GeneratedPictures
-from gansparse.metrics.statistics import load_statistics
+from gansparse.metrics.statistics import Statistics, load_statistics
 from gansparse.models import DCGANGenerator
 
 LENET = ("--extractor", "lenet-mnist", "--num-workers", 0, "--device", "cpu")
@@ -259,10 +259,14 @@ def test_one_side_or_none_that_can_be_read(gansparse, places, tmp_path):
 
 def test_files_that_do_not_fit(gansparse, places, tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
-    refused(
-        gansparse("fid", places / "a", tmp_path / "wide.npz", *LENET),
-        "can't be compared: 120 features against 2048",
-    )
+    other = get_extractor("lenet-mnist").describe() | {"weights": "01234567"}
+    Statistics(torch.zeros(120), torch.eye(120), "", other, 9).save(tmp_path / "other.npz")
+    (tmp_path / "cut.png").write_text("found out only when it is read, which is too late")
+    for name, message in (
+        ("wide", "wide.npz and this run can't be compared: 2048 features against 120"),
+        ("other", "extractor's weights is '01234567' in the first, "),
+    ):
+        refused(gansparse("fid", tmp_path, tmp_path / f"{name}.npz", *LENET), message)
     refused(
         gansparse("fid", tmp_path / "wide.npz", tmp_path / "wide.npz", "--mode", "clean"),
         "--mode has no effect",

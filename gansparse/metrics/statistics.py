@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -68,19 +68,32 @@ class Statistics:
         Raises:
             InputError: they were made with different extractors, modes, weights or sizes.
         """
-        if self.extractor is not None and other.extractor is not None:
-            for key, value in self.extractor.items():
-                if value != other.extractor.get(key):
-                    raise InputError(
-                        f"{self.source} and {other.source} can't be compared: extractor's {key} is "
-                        f"{value!r} in the first, {other.extractor.get(key)!r} in the second"
-                    )
-        if self.mean.shape != other.mean.shape:
-            raise InputError(
-                f"{self.source} and {other.source} can't be compared: {self.mean.shape[0]} "
-                f"features against {other.mean.shape[0]}"
-            )
+        self.check_against(other.source, other.mean.shape[0], other.extractor)
         return frechet_distance(self.mean, self.cov, other.mean, other.cov)
+
+    def check_against(
+        self, other: str, num_features: int, extractor: Mapping[str, Any] | None
+    ) -> None:
+        """Whether a distance to such statistics would mean anything; asked before a long run.
+
+        Args:
+            other: what they are called in the message.
+            num_features: their F.
+            extractor: `Extractor.describe()` of theirs; None where it is not known.
+
+        Raises:
+            InputError: it would not.
+        """
+        pair = f"{self.source} and {other} can't be compared"
+        if self.extractor is not None and extractor is not None:
+            for key, value in self.extractor.items():
+                if value != extractor.get(key):
+                    raise InputError(
+                        f"{pair}: extractor's {key} is {value!r} in the first, "
+                        f"{extractor.get(key)!r} in the second"
+                    )
+        if self.mean.shape[0] != num_features:
+            raise InputError(f"{pair}: {self.mean.shape[0]} features against {num_features}")
 
     def save(self, path: str | Path) -> None:
         """Write an .npz that pytorch-fid reads, whole or not at all.
