@@ -4,6 +4,8 @@
     python benchmarks/end_to_end/ship_weights.py runs/dcgan --command "gansparse train dcgan ..."
 
 Half precision, G (the EMA) and D, with the command, seed, steps and commit in the file's header.
+Of a pair that was trained in stages (`--generator`, `--discriminator`), give --command once for each
+stage, the first one first, and their steps together as --trained-steps.
 """
 
 from __future__ import annotations
@@ -25,7 +27,8 @@ def half(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("run", type=Path)
-    parser.add_argument("--command", required=True, help="what trained them")
+    parser.add_argument("--command", required=True, action="append", help="what trained them")
+    parser.add_argument("--trained-steps", help="of all stages; default: the folder's")
     parser.add_argument("--r1", default="0", help="weight of D's R1 penalty in that training")
     parser.add_argument("--commit", default="", help="default: the checkout's")
     arguments = parser.parse_args()
@@ -37,9 +40,9 @@ def main() -> None:
         ).stdout.strip()
     )
     header = {
-        "command": arguments.command,
+        "command": "; then ".join(arguments.command),
         "seed": str(config["seed"]),
-        "trained_steps": str(config["steps"]),
+        "trained_steps": arguments.trained_steps or str(config["steps"]),
         "r1": arguments.r1,
         "commit": commit,
         "torch": torch.__version__,
