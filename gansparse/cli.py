@@ -29,7 +29,6 @@ train_app = typer.Typer(
     help="Train a network from scratch (the originals' own training).", no_args_is_help=True
 )
 app.add_typer(train_app, name="train")
-app.command("fid")(fid)
 
 
 class Precision(str, Enum):
@@ -275,6 +274,9 @@ def evaluate(
     Console().print(table)
     if out is not None:
         write_json(out, score.to_dict())
+
+
+app.command("fid")(fid)
 
 
 @app.command()

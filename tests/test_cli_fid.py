@@ -156,7 +156,7 @@ def test_a_generator(gansparse, places, tmp_path):
     assert status == 0, errors
     result = json.loads(printed)
     assert result["fid"] == pytest.approx(frechet_distance_from_features(real, fake), rel=1e-5)
-    assert result["sides"][1] == {"source": str(weights), "count": 120}
+    assert result["sides"][1] == {"source": f"{weights}, seed 5", "count": 120}
     path = tmp_path / "fake.npz"
     status, _, errors = gansparse("fid", path, "--save-stats", *arguments)
     assert status == 0, errors

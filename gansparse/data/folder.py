@@ -92,8 +92,9 @@ def _pixels(image: Image.Image, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]
 class PictureFolder:
     """The pictures of a folder, by name, in order.
 
-    Files are known by their suffix (upper or lower case, see SUFFIXES); others are passed over,
-    and so are hidden ones. Subfolders are read only when asked for.
+    Files are known by their suffix (see SUFFIXES) in upper or lower case, of which pytorch-fid
+    knows only the lower; others are passed over, and so are hidden ones. Subfolders are read only
+    when asked for.
 
     Args:
         path: the folder.

@@ -44,7 +44,7 @@ class GeneratedPictures:
     ) -> None:
         if num < 1:
             raise InputError(f"{path}: at least 1 picture must be drawn, got {num}")
-        self.name = str(path)
+        self.name = f"{path}, seed {seed}"
         self.num, self.seed, self.device = num, seed, device
         self.generator = load_dcgan_generator(path).eval().requires_grad_(False).to(device)
         self._weights = sha256_prefix(Path(path))

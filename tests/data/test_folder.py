@@ -161,6 +161,12 @@ def test_a_flipped_byte_in_a_png(tmp_path):
     refused(lambda: read_picture(path), r"a\.png: damaged or truncated")
 
 
+def test_a_picture_too_large_to_be_honest(tmp_path, monkeypatch):
+    path = save(tmp_path / "a.png", COLOUR)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", COLOUR[..., 0].size // 3)
+    refused(lambda: read_picture(path), r"a\.png: damaged or truncated \(Image size .* exceeds")
+
+
 def test_no_picture_at_all(tmp_path):
     (tmp_path / "text.jpg").write_text("no picture")
     (tmp_path / "empty.png").write_text("")
