@@ -4,7 +4,7 @@
     python benchmarks/end_to_end/ship_weights.py runs/dcgan --command "gansparse train dcgan ..."
 
 Half precision, G (the EMA) and D, with the command, seed, steps and commit in the file's header.
-Of a pair that was trained in stages (`--generator`, `--discriminator`), give --command once for each
+Of a pair trained in stages (`--generator`, `--discriminator`), give --command once for each
 stage, the first one first, and their steps together as --trained-steps.
 """
 
