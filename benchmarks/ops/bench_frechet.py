@@ -60,7 +60,7 @@ def cases(threads: list[int], device: str) -> Iterator[Case]:
                 pair.name,
                 partial(distances, pair, device),
                 threads=count,
-                flops=3 * pair.width**3,
+                flops=8 * pair.width**3 // 3,
                 device=device,
                 dtype=torch.float64,
                 errors=partial(errors, pair, device),

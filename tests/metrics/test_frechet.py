@@ -76,6 +76,21 @@ def test_both_forms_of_the_trace_agree() -> None:
     assert float(fast) == pytest.approx(float(frechet._overlap_from_factors(*factors)), rel=1e-13)
 
 
+@pytest.mark.parametrize("features", [1, 255, 256, 257, 513, 700])
+def test_blocked_factor_and_product(features: int) -> None:
+    """Around the blocks' side; of the product nothing but its lower triangle is promised."""
+    cov1, cov2 = (statistics(gaussian(2 * features + 2, features, seed))[1] for seed in (1, 2))
+    lower = frechet._cholesky(cov1)
+    assert lower is not None
+    assert not lower.triu(1).any()
+    bound = 4 * EPS * features**0.5
+    assert (lower @ lower.T - cov1).abs().max() <= bound * cov1.abs().max()
+    product = torch.full_like(cov2, torch.nan)
+    frechet._congruence(lower, cov2, product)
+    want = lower.T @ cov2 @ lower
+    assert (product - want).tril().abs().max() <= bound * want.abs().max()
+
+
 def test_one_feature_is_the_closed_form() -> None:
     mean1, mean2 = torch.tensor([1.0]), torch.tensor([4.0])
     assert frechet_distance(mean1, torch.tensor([[4.0]]), mean2, torch.tensor([[25.0]])) == 9 + 9
