@@ -12,7 +12,7 @@ from gansparse.errors import InputError
 
 D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "fixed")
 REDUCTIONS = ("sample", "batch")
-OUTPUT_TERMS = ("mse", "l1", "features", "none")
+OUTPUT_TERMS = ("mse", "l1", "none")
 NORMS = ("batch", "running")
 LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
@@ -23,20 +23,22 @@ class Reading:
     """What the paper leaves open, each a named option (docs/results.md compares them).
 
     The defaults are what measured best so far: D goes on as the GAN's own training has it, on the
-    compressed generator's pictures, and the output term keeps G_C by G_O meanwhile.
+    compressed generator's pictures, but four times as slowly, and the output term keeps G_C by G_O
+    meanwhile.
 
     Attributes:
         d_update: how D learns while it supervises. ``consistency``: it minimises L_DC of eq. 6
             itself; ``adversarial-original``: its own loss with G_O's pictures as the fakes;
             ``adversarial-compressed``: the same with G_C's; ``fixed``: not at all.
         reduction: |l_O - l_C| of each ``sample``, or of ``batch`` means.
-        output_term: distance of the outputs beside eq. 9: ``mse`` or ``l1`` of pixels,
-            ``features`` of D at every layer, or ``none``.
+        output_term: distance of the outputs beside eq. 9: ``mse`` or ``l1`` of pixels, or ``none``.
         output_weight: its weight.
-        feature_weight: weight of the distance of D's features in addition to the output term.
+        feature_weight: weight of the distance of D's features, at every layer, in addition.
         adversarial_weight: weight of G_C's own adversarial loss in addition to eq. 9.
         g_norm: BatchNorm of G_C in training: ``batch`` statistics, or ``running`` ones.
         d_norm: BatchNorm of D while it supervises: likewise.
+        d_lr_factor: D's learning rate while it supervises, as a multiple of G's. At G's own rate D
+            soon tells the pruned generator's pictures apart and its judgement carries little.
     """
 
     d_update: str = "adversarial-compressed"
@@ -47,6 +49,7 @@ class Reading:
     adversarial_weight: float = 1.0
     g_norm: str = "batch"
     d_norm: str = "batch"
+    d_lr_factor: float = 0.25
 
 
 @dataclass(frozen=True)
@@ -65,7 +68,8 @@ class TrainConfig:
         lambda_: weight of L_DC in eq. 9.
         reading: the paper's open points.
         lr: generator's learning rate; None: the task's.
-        d_lr: discriminator's learning rate; None: as the generator's.
+        d_lr: discriminator's learning rate; None: as the generator's, for technique b times the
+            reading's ``d_lr_factor``.
         lr_decay: ``none``; ``linear`` or ``cosine`` to zero over all steps; ``half``: constant for
             the first half, linear to zero in the second.
         ema: decay of the exponential moving average of G_C's weights; 0: none.
@@ -112,6 +116,7 @@ class TrainConfig:
         _in_range("output_weight", reading.output_weight, 0.0, math.inf)
         _in_range("feature_weight", reading.feature_weight, 0.0, math.inf)
         _in_range("adversarial_weight", reading.adversarial_weight, 0.0, math.inf)
+        _in_range("d_lr_factor", reading.d_lr_factor, 0.0, math.inf)
         for name in ("lr", "d_lr"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0.0, math.inf)

@@ -121,7 +121,8 @@ class Trainer:
         )
         self.opt_d: MaskedAdam | None = None
         if self.d is not None and self.d_update != "fixed":
-            d_lr = lr if config.d_lr is None else config.d_lr
+            own = lr * reading.d_lr_factor if recipe.objective == "self-supervised" else lr
+            d_lr = own if config.d_lr is None else config.d_lr
             self.opt_d = MaskedAdam(self.d.parameters(), lr=d_lr, betas=task.betas)
         self._base_lrs = {id(o): o.param_groups[0]["lr"] for o in (self.opt_g, self.opt_d) if o}
         if resume:
