@@ -11,6 +11,8 @@ from gansparse.errors import InputError
 from gansparse.ops import feature_moments
 
 _DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# A tensor made in inference mode can't be added to outside; sums outlive the mode.
+_OUTSIDE_INFERENCE_MODE = torch.inference_mode(False)
 
 
 def checked_rows(
@@ -77,6 +79,7 @@ class FeatureMoments:
         self._buffer: torch.Tensor | None = None  # [buffer_rows, F] float32 or float64
         self._buffered = 0  # rows in the buffer
 
+    @_OUTSIDE_INFERENCE_MODE
     @torch.no_grad()
     def update(
         self,
@@ -102,6 +105,7 @@ class FeatureMoments:
             if self._buffered == self.buffer_rows:
                 self._fold()
 
+    @_OUTSIDE_INFERENCE_MODE
     @torch.no_grad()
     def merge(self, other: FeatureMoments) -> None:
         """Take in all that `other` has seen, exactly (Chan, Golub and LeVeque 1979).
@@ -163,6 +167,7 @@ class FeatureMoments:
             "second": second,
         }
 
+    @_OUTSIDE_INFERENCE_MODE
     def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None:
         """Take the place of the object whose `state_dict` this is. The tensors are copied."""
         f = self.num_features
@@ -188,6 +193,7 @@ class FeatureMoments:
         )
         return features.float() if features.dtype in (torch.float16, torch.bfloat16) else features
 
+    @_OUTSIDE_INFERENCE_MODE
     def _fold(self) -> None:
         """Empty the buffer into the sums."""
         if self._buffer is None or self._buffered == 0:

@@ -87,6 +87,21 @@ def test_compute_leaves_the_states_alone(name: str) -> None:
 
 
 @every_metric
+def test_inference_mode_may_come_and_go(name: str) -> None:
+    metric = METRICS[name]()
+    with torch.inference_mode():
+        feed(metric, 0, 20)
+        metric.compute()
+        middle = METRICS[name]()
+        middle.load_state_dict(metric.state_dict())
+    feed(middle, 20, 40)
+    with torch.inference_mode():
+        feed(middle, 40)
+    want = pytest.approx(numbers(whole(name).compute()), rel=REORDERED)
+    assert numbers(middle.compute()) == want
+
+
+@every_metric
 def test_reset_forgets(name: str) -> None:
     metric = whole(name)
     metric.reset()
