@@ -13,6 +13,8 @@ from gansparse.errors import InputError
 from gansparse.metrics.features import Extractor
 from gansparse.metrics.metric import FeatureMetric, Rows
 
+_BLOCK = 256  # rows compared with all others at once: memory O(N), and each pair once
+
 
 class KID(NamedTuple):
     """Over the subsets.
@@ -145,13 +147,16 @@ def polynomial_mmd(
     x, y = x.double(), y.double()
     scale = 1 / x.shape[1] if gamma is None else gamma
 
-    def kernel(inner: torch.Tensor) -> torch.Tensor:
-        return inner.mul(scale).add_(coef).pow_(degree)
+    def kernel(inner: torch.Tensor) -> float:
+        return float(inner.mul_(scale).add_(coef).pow_(degree).sum())
 
     def within(z: torch.Tensor) -> float:
-        everything = kernel(z @ z.T).sum()
-        itself = kernel(z.square().sum(1)).sum()
-        return float(everything - itself) / (len(z) * (len(z) - 1))
+        """Σ_{i≠j} k(z_i, z_j): blocks above the diagonal count twice."""
+        total = -kernel(z.square().sum(1))
+        for a in range(0, len(z), _BLOCK):
+            b = a + _BLOCK
+            total += kernel(z[a:b] @ z[a:b].T) + 2 * kernel(z[a:b] @ z[b:].T)
+        return total / (len(z) * (len(z) - 1))
 
-    between = float(kernel(x @ y.T).mean())
+    between = sum(kernel(part @ y.T) for part in torch.split(x, _BLOCK)) / (len(x) * len(y))
     return within(x) + within(y) - 2 * between

@@ -40,7 +40,7 @@ def work(rank: int, folder: str) -> None:
         init_method=f"file://{folder}/store",
         rank=rank,
         world_size=2,
-        timeout=datetime.timedelta(seconds=60),
+        timeout=datetime.timedelta(seconds=120),
     )
     told: dict[str, Any] = {}
     for name, make in METRICS.items():

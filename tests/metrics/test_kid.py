@@ -8,7 +8,7 @@ import torch
 from peers import peer
 
 from gansparse.errors import InputError
-from gansparse.metrics import KernelInceptionDistance
+from gansparse.metrics import KernelInceptionDistance, kid
 from gansparse.metrics.features import module_extractor
 from gansparse.metrics.kid import polynomial_mmd
 
@@ -41,7 +41,11 @@ def by_hand(x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 @pytest.mark.parametrize(("n", "m", "features"), [(2, 2, 1), (5, 8, 3), (12, 3, 7)])
-def test_the_discrepancy_is_the_definition(n: int, m: int, features: int) -> None:
+@pytest.mark.parametrize("block", [1, 3, 256])
+def test_the_discrepancy_is_the_definition(
+    n: int, m: int, features: int, block: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(kid, "_BLOCK", block)
     x, y = draw(n, features, 1), draw(m, features, 2)
     assert polynomial_mmd(x, y) == pytest.approx(by_hand(x, y), abs=100 * EPS)
 
