@@ -26,6 +26,10 @@ from gansparse.metrics.precision import plain_float32
 from gansparse.models.checkpoint import fill, strip_prefixes
 
 NUM_CLASSES = 1008
+# Pictures a pass on a CPU: with more, every large activation is a fresh mapping of the system's,
+# whose page faults take a fifth of the time; with fewer, laying the weights out for each pass does.
+CPU_BATCH = 8
+_ONEDNN = bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
 
 
 # ---- The network, as a table ---------------------------------------------------------------------
@@ -200,7 +204,21 @@ class ConvNorm(nn.Module):
         x: torch.Tensor,  # [N, C, H, W]
     ) -> torch.Tensor:  # [N, O, H', W']
         """Features, at least 0."""
+        folded = isinstance(self.bn, nn.Identity)
+        if folded and x.device.type == "cpu" and x.dtype == torch.float32 and _ONEDNN:
+            return F.relu_(self._by_onednn(x))
         return F.relu_(self.bn(self.conv(x)))
+
+    def _by_onednn(self, x: torch.Tensor) -> torch.Tensor:
+        """What torch itself would call, but for small batches on one thread.
+
+        There it takes 1x1 convolutions elsewhere, at four fifths of the network's speed.
+        """
+        conv = self.conv
+        padding = (int(conv.padding[0]), int(conv.padding[1]))
+        return torch.mkldnn_convolution(
+            x, conv.weight, conv.bias, padding, conv.stride, conv.dilation, conv.groups
+        )
 
     def fold(self) -> None:
         """BatchNorm becomes part of the convolution: w γ / σ, and the bias β - μ γ / σ."""
@@ -355,10 +373,16 @@ class InceptionV3(Steps):
     def _features(self, inputs: torch.Tensor, dims: int) -> torch.Tensor:
         if not inputs.shape[0]:
             return torch.zeros(0, dims, device=inputs.device)
+        few = CPU_BATCH if inputs.device.type == "cpu" else inputs.shape[0]
+        with plain_float32(inputs.device):
+            return torch.cat(
+                [self._features_of_few(part, dims) for part in torch.split(inputs, few)]
+            )
+
+    def _features_of_few(self, inputs: torch.Tensor, dims: int) -> torch.Tensor:
         x = inputs.contiguous(memory_format=torch.channels_last)
-        with plain_float32(x.device):
-            for known, steps in NETWORK.items():
-                x = self.run(steps, x)
-                if known == dims:
-                    break
-            return x.mean((2, 3))
+        for known, steps in NETWORK.items():
+            x = self.run(steps, x)
+            if known == dims:
+                break
+        return x.mean((2, 3))
