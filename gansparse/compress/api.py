@@ -187,7 +187,7 @@ def compress(
     Example:
         >>> import torch
         >>> from gansparse.models.dcgan import DCGANGenerator
-    from gansparse.tasks import dcgan_task
+        >>> from gansparse.tasks import dcgan_task
         >>> task = dcgan_task(torch.zeros(8, 1, 16, 16), nz=4, ngf=4, ndf=4, batch_size=4)
         >>> result = compress(task, sparsity=0.5, steps=2)
         >>> weight = result.generator.main[0].weight
