@@ -180,6 +180,10 @@ def compress(
     include: Annotated[list[str] | None, typer.Option(help="Only these layers (globs).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="All but these layers.")] = None,
     scope: Annotated[str, typer.Option(help="Ratio in each layer, or global.")] = "layer",
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: any other field of TrainConfig or Reading."),
+    ] = None,
     generator: GeneratorOption = None,
     discriminator: DiscriminatorOption = None,
     precision: Precision = Precision.fp32,
@@ -197,6 +201,7 @@ def compress(
     Examples:
       gansparse compress dcgan --sparsity 0.75
       gansparse compress dcgan --data ~/mnist --granularity filter --sparsity 0.5
+      gansparse compress dcgan --set lambda_=1 --set d_update=fixed
       gansparse compress dcgan --generator G.pth --discriminator D.pth --out runs/mine --resume
     """
     from gansparse.compress import TrainConfig, Trainer, default_steps, load_task
@@ -223,7 +228,7 @@ def compress(
         precision=precision.value,
         save_every=save_every,
         seed=seed,
-    )
+    ).with_settings(settings or ())
     trainer = Trainer(gan, config, out=out, device=where, resume=resume)
     result = _run_with_bar(trainer, f"recipe {recipe}, {sparsity:.0%} {granularity}", tensorboard)
     _say(str(sparsity_report(result.generator)))

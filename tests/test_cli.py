@@ -87,9 +87,11 @@ def test_help(command):
 
 def test_compress_eval_and_resume(workplace, tmp_path):
     out = tmp_path / "run"
-    done = gansparse(*small(workplace, out))
+    done = gansparse(*small(workplace, out), "--set", "d_update=fixed", "--set", "lambda_=0.25")
     assert done.returncode == 0, done.stderr
     assert "4/4" in done.stderr
+    chosen = json.loads((out / "config.json").read_text())
+    assert (chosen["lambda_"], chosen["reading"]["d_update"]) == (0.25, "fixed")
     state, header = load_tensors(out / "generator.safetensors")
     kernels = [value for key, value in state.items() if value.ndim == 4]
     zeros = sum(int((k == 0).sum()) for k in kernels)
@@ -101,7 +103,8 @@ def test_compress_eval_and_resume(workplace, tmp_path):
     again = gansparse(*small(workplace, out))
     assert again.returncode == 2
     assert "holds a run already: add --resume" in again.stderr
-    assert gansparse(*small(workplace, out, "--resume")).returncode == 0
+    same = ("--set", "d_update=fixed", "--set", "lambda_=0.25")
+    assert gansparse(*small(workplace, out, "--resume", *same)).returncode == 0
 
     scored = gansparse(
         *("eval", "dcgan", *pair(workplace)[:2], "--num-samples", 30, "--device", "cpu"),
@@ -173,6 +176,10 @@ def refused(done, *words):
         (("--granularity", "row"), ("row",)),
         (("--include", "encoder.*"), ("encoder.*", "main.0")),
         (("--recipe", "z"), ("a to o, got 'z'",)),
+        (("--set", "lamda=1"), ("no setting 'lamda'", "lambda_")),
+        (("--set", "lambda_=much"), ("lambda_ must be a number, got 'much'",)),
+        (("--set", "d_update=never"), ("d_update must be one of", "'never'")),
+        (("--set", "ema"), ("a setting is NAME=VALUE",)),
         (("--device", "quantum"), ("--device must be cpu",)),
         (("--scope", "galaxy"), ("galaxy",)),
         (("--batch-size", 100), ("batch size must be 1..40",)),

@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from gansparse.errors import InputError
@@ -129,6 +130,32 @@ class TrainConfig:
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
 
+    def with_settings(self, settings: Sequence[str]) -> TrainConfig:
+        """A copy with "name=value" settings, each a number or word field here or of the reading.
+
+        Raises:
+            InputError: no such field, or a value that its type or range does not allow.
+
+        Example:
+            >>> changed = TrainConfig().with_settings(["lambda_=1", "d_update=fixed"])
+            >>> changed.lambda_, changed.reading.d_update
+            (1.0, 'fixed')
+        """
+        own: dict[str, Any] = {}
+        reading: dict[str, Any] = {}
+        for setting in settings:
+            name, equals, text = setting.partition("=")
+            if not equals:
+                raise InputError(f"a setting is NAME=VALUE, got {setting!r}")
+            for target, changes in ((self, own), (self.reading, reading)):
+                if name in _SETTABLE[type(target)]:
+                    changes[name] = _value(name, text, _SETTABLE[type(target)][name])
+                    break
+            else:
+                known = sorted(name for fields in _SETTABLE.values() for name in fields)
+                raise InputError(f"no setting {name!r}; there are: {', '.join(known)}")
+        return replace(self, **own, reading=replace(self.reading, **reading))
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
         return dataclasses.asdict(self)
@@ -145,6 +172,24 @@ class TrainConfig:
         for name in ("include", "exclude"):
             fields[name] = tuple(fields.get(name, ()))
         return cls(**fields)
+
+
+# Fields that one word or number sets, and their type.
+_SETTABLE: dict[type, dict[str, type]] = {
+    cls: {
+        f.name: {"str": str, "int": int}.get(str(f.type), float)
+        for f in dataclasses.fields(cls)
+        if f.type in ("str", "int", "float", "float | None")
+    }
+    for cls in (TrainConfig, Reading)
+}
+
+
+def _value(name: str, text: str, kind: type) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"{name} must be a number, got {text!r}") from None
 
 
 def _one_of(name: str, value: str, choices: tuple[str, ...]) -> None:
