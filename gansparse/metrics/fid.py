@@ -39,7 +39,8 @@ class FrechetInceptionDistance(FeatureMetric[FeatureMoments]):
 
     Heusel et al., NeurIPS 2017. The statistics are float64 and take O(F²) memory whatever the
     number of pictures; the batch size changes no bit of them, as long as the extractor's features
-    don't depend on it.
+    don't depend on it. Statistics that are there already go in by `fid.real.merge(moments)`; in
+    torch.distributed on one rank only, as the ranks' pictures are added up.
 
     Args:
         extractor: pictures to features, or its name.
