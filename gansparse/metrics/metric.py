@@ -267,43 +267,25 @@ class Metric(ABC):
         group = self.process_group
         if dist.get_world_size(group) < 2:
             return self
-        mine = self.state_dict()
-        layout = {name: (tensor.shape, tensor.dtype) for name, tensor in mine.items()}
         told: list[Any] = [None] * dist.get_world_size(group)
-        dist.all_gather_object(told, (type(self).__name__, self.settings(), layout), group=group)
-        if any(one[:2] != told[0][:2] for one in told):
+        dist.all_gather_object(told, (type(self).__name__, self.settings()), group=group)
+        if any(one != told[0] for one in told):
             each = (
-                f"{kind} {settings} on rank {rank}" for rank, (kind, settings, _) in enumerate(told)
+                f"{kind} {settings} on rank {rank}" for rank, (kind, settings) in enumerate(told)
             )
             raise InputError(
                 f"{type(self).__name__}: every rank needs the same settings, got " + "; ".join(each)
             )
-        # One rank after the other sends its states, so that no rank holds more than one set beside
-        # the merged one, and shapes may differ.
+        # One rank after the other sends its states, so that a rank holds one set beside the merged
+        # one, however many ranks there are.
+        mine = {name: tensor.cpu() for name, tensor in self.state_dict().items()}
         merged = self._empty()
-        for rank, (_, _, layout) in enumerate(told):
-            own = mine if rank == dist.get_rank(group) else None
-            merged.merge_state(_broadcast(own, layout, rank, group))
+        for rank in range(len(told)):
+            sent: list[Any] = [mine if rank == dist.get_rank(group) else None]
+            source = rank if group is None else dist.get_global_rank(group, rank)
+            dist.broadcast_object_list(sent, source, group=group)
+            merged.merge_state(sent[0])
         return merged
-
-
-def _broadcast(
-    own: Mapping[str, torch.Tensor] | None,
-    layout: Mapping[str, tuple[torch.Size, torch.dtype]],
-    rank: int,
-    group: dist.ProcessGroup | None,
-) -> dict[str, torch.Tensor]:
-    """The state of that rank of the group, which gives its own; the others give None."""
-    device = torch.device("cuda" if dist.get_backend(group) == "nccl" else "cpu")
-    source = rank if group is None else dist.get_global_rank(group, rank)
-    sent = {}
-    for name, (shape, dtype) in layout.items():
-        if own is None:
-            sent[name] = torch.empty(shape, dtype=dtype, device=device)
-        else:
-            sent[name] = own[name].to(device).contiguous()
-        dist.broadcast(sent[name], source, group=group)
-    return sent
 
 
 class FeatureMetric(Metric, Generic[S]):

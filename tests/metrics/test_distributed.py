@@ -23,7 +23,8 @@ from gansparse.metrics import KernelInceptionDistance
 from gansparse.metrics.metric import Metric
 
 # Pictures that rank 0 takes; rank 1 takes the rest.
-CUTS = {"even": 30, "uneven": 17, "one picture": 1, "none on rank 1": TOTAL}
+CUTS = {"even": 30, "uneven": 1, "none on rank 1": TOTAL}
+TWO = ("fid", "kid")  # stand for all where only the exchange is in question
 REORDERED = 100 * TOTAL * torch.finfo(torch.float64).eps  # as in test_metric.py
 
 
@@ -46,14 +47,16 @@ def work(rank: int, folder: str) -> None:
     for name, make in METRICS.items():
         for case, cut in CUTS.items():
             told[f"{name}, {case}"] = share(make(), rank, cut).result()
-        metric = share(make(), rank, 30)
-        metric.compute()
-        told[f"{name}, twice"] = numbers(metric.compute())
-        group = dist.new_group([1, 0])
-        told[f"{name}, group"] = numbers(share(make(process_group=group), rank, 17).compute())
         own = share(make(sync_on_compute=False), rank, 30)
         told[f"{name}, own"] = numbers(own.compute())
         told[f"{name}, message"] = message(make())
+    group = dist.new_group([1, 0])
+    for name in TWO:
+        metric = share(METRICS[name](), rank, 30)
+        metric.compute()
+        told[f"{name}, twice"] = numbers(metric.compute())
+        metric = share(METRICS[name](process_group=group), rank, 17)
+        told[f"{name}, group"] = numbers(metric.compute())
     told["interval"] = share(METRICS["fid-kept"](), rank, 17).interval(resamples=20).low
     told["other settings"] = message(KernelInceptionDistance(QUARTERS, seed=rank))
     Path(folder, f"rank{rank}.json").write_text(json.dumps(told))
@@ -89,7 +92,7 @@ def test_every_rank_has_the_number_of_all_pictures(ranks, name: str, case: str) 
         assert one[key] == (pytest.approx(want, rel=REORDERED) if close else want), key
 
 
-@pytest.mark.parametrize("name", METRICS)
+@pytest.mark.parametrize("name", TWO)
 def test_computing_twice_or_in_a_group_is_the_same(ranks, name: str) -> None:
     want = pytest.approx(numbers(feed(METRICS[name]()).compute()), rel=REORDERED)
     for told in ranks:
