@@ -31,8 +31,9 @@ class InceptionScore(Metric):
 
     Salimans et al., NeurIPS 2016. The pictures are put into an order drawn from NumPy's legacy
     generator, whose stream is frozen, as torch-fidelity does: given the same logits in the same
-    order the numbers are the same. Logits are kept; probabilities are float64. With fewer pictures
-    a split than classes the score can't reach the number of classes: quote N.
+    order the numbers are the same; over ranks the order is that of the ranks. Logits are kept;
+    probabilities are float64. With fewer pictures a split than classes the score can't reach the
+    number of classes: quote N.
 
     Args:
         extractor: one whose network can tell classes, or its name.

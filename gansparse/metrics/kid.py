@@ -33,7 +33,8 @@ class KernelInceptionDistance(FeatureMetric[Rows]):
 
     Bińkowski et al., ICLR 2018. The subsets are drawn from NumPy's legacy generator, whose stream
     is frozen, as torch-fidelity draws them: given the same features in the same order the numbers
-    are the same. Features are kept, 4 F bytes a picture; the kernel is computed in float64.
+    are the same. Over ranks the order is that of the ranks, so another split of the pictures draws
+    other subsets. Features are kept, 4 F bytes a picture; the kernel is computed in float64.
 
     Args:
         extractor: pictures to features, or its name.
