@@ -100,7 +100,7 @@ def draw(batch: int) -> Tensor:
 @functools.cache
 def flops_a_picture() -> int:
     """Convolutions alone; a multiply-add counts two."""
-    net = InceptionV3().eval()
+    net = InceptionV3()
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         net(draw(1))
     return int(counter.get_total_flops())

@@ -17,7 +17,7 @@ from torch import nn
 
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, sha256_prefix
-from gansparse.metrics.inception import InceptionV3
+from gansparse.metrics.inception import InceptionV3, check_choice
 from gansparse.metrics.inception_weights import find_weights
 from gansparse.metrics.pictures import as_bytes, as_float, as_rgb, bicubic, for_inception
 from gansparse.metrics.precision import plain_float32
@@ -175,7 +175,9 @@ def inception_extractor(
 
     Raises:
         CheckpointError: no weights; the message says which file to put where.
+        InputError: no such mode or dims.
     """
+    check_choice(mode, dims)  # before anything is downloaded
     path = Path(weights) if weights is not None else find_weights()
     net = InceptionV3.from_file(path, mode, dims).to(device)
     return Extractor(
@@ -207,7 +209,7 @@ def efficientnet_extractor(
     path = Path(weights) if weights is not None else _packaged_efficientnet()
     state, _ = load_tensors(path)
     net = EfficientNetLite0()
-    fill(net, strip_prefixes(state), path, "EfficientNet-Lite0")
+    fill(net, strip_prefixes(state), path, "an EfficientNet-Lite0")
     net = net.eval().requires_grad_(False).to(device)
 
     def run(layer: Pictures, inputs: torch.Tensor) -> torch.Tensor:

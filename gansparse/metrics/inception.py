@@ -272,11 +272,24 @@ class Mixed(Steps):
         return torch.cat([self.run(steps, x) for steps in self.branches], 1)
 
 
+def check_choice(mode: str, dims: int) -> None:
+    """Refuses what is no mode or no number of features.
+
+    Raises:
+        InputError: the message lists those there are.
+    """
+    for name, got, known in (("mode", mode, tuple(MODES)), ("dims", dims, DIMS)):
+        if got not in known:
+            listed = ", ".join(map(str, known))
+            raise InputError(f"inception: {name} must be one of {listed}, got {got!r}")
+
+
 class InceptionV3(Steps):
     """The Inception of FID, from pictures to features.
 
     As built, its `state_dict` has the 566 entries of the public weights. `fold` makes it faster and
-    leaves 190; `from_file` does so. It computes in float32, without TF32 or autocast.
+    leaves 190; `from_file` does so. It computes in float32, without TF32 or autocast, and is in
+    eval mode from the start: statistics of the batch would make features depend on its size.
 
     Args:
         mode: how pictures are resized and scaled: "pytorch-fid", "clean" or "tf1"; see
@@ -288,23 +301,20 @@ class InceptionV3(Steps):
         InputError: no such mode, or no such number of features.
 
     Example:
-        >>> net = InceptionV3(dims=64).eval()
+        >>> net = InceptionV3(dims=64)
         >>> len(net.state_dict()), net(torch.zeros(2, 3, 32, 32, dtype=torch.uint8)).shape
         (566, torch.Size([2, 64]))
     """
 
     def __init__(self, mode: str = "pytorch-fid", dims: int = 2048) -> None:
         super().__init__()
-        if mode not in MODES:
-            raise InputError(f"inception: mode must be one of {', '.join(MODES)}, got {mode!r}")
-        if dims not in NETWORK:
-            known = ", ".join(map(str, DIMS))
-            raise InputError(f"inception: dims must be one of {known}, got {dims}")
+        check_choice(mode, dims)
         self.mode, self.dims = mode, dims
         channels = 3
         for steps in NETWORK.values():
             channels = self.build(steps, channels)
         self.fc = nn.Linear(channels, NUM_CLASSES)
+        self.eval()
 
     @classmethod
     def from_file(
@@ -335,7 +345,7 @@ class InceptionV3(Steps):
         return net.fold()
 
     def fold(self) -> InceptionV3:
-        """Folds every BatchNorm, lays the weights out channels last, and ends all training."""
+        """Folds every BatchNorm, lays the weights out channels last; no gradients from here on."""
         self.eval().requires_grad_(False)
         for module in self.modules():
             if isinstance(module, ConvNorm):

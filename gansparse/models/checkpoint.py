@@ -47,7 +47,7 @@ def load_dcgan_generator(path: str | Path) -> DCGANGenerator:
         nc=weights[-1].shape[1],
         image_size=2 ** (levels + 1),
     )
-    fill(net, state, path, "DCGAN of pytorch/examples' layout")
+    fill(net, state, path, "a DCGAN of pytorch/examples' layout")
     return net
 
 
@@ -65,7 +65,7 @@ def load_dcgan_discriminator(path: str | Path) -> DCGANDiscriminator:
     net = DCGANDiscriminator(
         ndf=weights[0].shape[0], nc=weights[0].shape[1], image_size=2 ** (levels + 1)
     )
-    fill(net, state, path, "DCGAN of pytorch/examples' layout")
+    fill(net, state, path, "a DCGAN of pytorch/examples' layout")
     return net
 
 
@@ -100,7 +100,7 @@ def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
         net: gets the tensors.
         state: from the file at `path`.
         path: for the message.
-        what: the network's name, for the message.
+        what: the network with its article, for the message.
 
     Raises:
         CheckpointError: a key or shape is wrong, or a number is not finite; the key is named.
@@ -110,7 +110,7 @@ def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
     odd = sorted(set(state) - set(own))
     if missing or odd:
         fault = f"misses {missing[0]!r}" if missing else f"has a key too many, {odd[0]!r}"
-        raise CheckpointError(f"{path}: not the weights of a {what}: it {fault}")
+        raise CheckpointError(f"{path}: not the weights of {what}: it {fault}")
     for key, value in own.items():
         if state[key].shape != value.shape:
             raise CheckpointError(

@@ -110,6 +110,8 @@ def test_without_weights_the_message_names_the_way_out(monkeypatch, tmp_path):
     before = torch.hub.get_dir()
     torch.hub.set_dir(tmp_path / "hub")
     try:
+        with pytest.raises(InputError, match="mode must be one of"):
+            get_extractor("inception", mode="tf2")
         with pytest.raises(CheckpointError, match="could not be fetched .*: put file:"):
             get_extractor("inception")
     finally:

@@ -92,7 +92,7 @@ def test_features_are_clean_fids(inception_file, net):
 
 def test_folding_changes_nothing_but_rounding(inception_file, net):
     images = pictures(64, 64)
-    unfolded = InceptionV3().eval()
+    unfolded = InceptionV3()
     unfolded.load_state_dict(torch.load(inception_file, weights_only=True), strict=True)
     with torch.no_grad():
         assert distance(net(images), unfolded(images)) < CLOSE
