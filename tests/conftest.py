@@ -23,14 +23,17 @@ LACKS = {
 _not_run: Counter[str] = Counter()
 
 
+def pytest_sessionstart() -> None:
+    # Small samples gain nothing from threads, and on a busy machine waiting for the second one
+    # takes a hundred times the work. Tests of threads set their own number.
+    torch.set_num_threads(1)
+
+
 @pytest.fixture(autouse=True)
 def one_thread() -> Iterator[None]:
-    """Small samples gain nothing from threads, and on a busy machine waiting for the second one
-    takes a hundred times the work. Tests of threads set their own number."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    """Whatever number of threads a test sets ends with it."""
     yield
-    torch.set_num_threads(before)
+    torch.set_num_threads(1)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
