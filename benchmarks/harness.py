@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from gansparse.info import collect
 
@@ -153,10 +154,19 @@ def memory_limits(device: str = "cpu", items: int = 64 << 20) -> dict[str, tuple
 def arithmetic_limits(
     device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 1536
 ) -> dict[str, tuple[Candidate, int]]:
-    """A square matrix product: the nearest to the multiply-add peak that torch itself gets."""
+    """What comes nearest to the multiply-add peak in torch itself: a square matrix product and, in
+    float32, a convolution 3x3 of 256 channels; on a CPU two libraries compute them."""
     a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
     out = torch.empty_like(a)
-    return {"matmul": (lambda: torch.mm(a, b, out=out), 2 * size**3)}
+    limits: dict[str, tuple[Candidate, int]] = {
+        "matmul": (lambda: torch.mm(a, b, out=out), 2 * size**3)
+    }
+    if dtype == torch.float32:
+        x = torch.ones(8, 256, 32, 32, device=device).to(memory_format=torch.channels_last)
+        w = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+        flops = 2 * 9 * 256 * x.numel()
+        limits["conv"] = (lambda: F.conv2d(x, w, padding=1), flops)
+    return limits
 
 
 # ---- Running and reporting -----------------------------------------------------------------------
