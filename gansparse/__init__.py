@@ -25,13 +25,17 @@ _SUBMODULES = (
     "tasks",
     "testing",
 )
+# Functions that stand at the top, too → where they live.
+_FUNCTIONS = {"load_discriminator": "models.families", "load_generator": "models.families"}
 
-__all__ = ["__version__", *_SUBMODULES]
+__all__ = ["__version__", *_FUNCTIONS, *_SUBMODULES]
 
 
 def __getattr__(name: str) -> Any:
     if name in _SUBMODULES:
         return importlib.import_module(f"gansparse.{name}")
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"gansparse.{_FUNCTIONS[name]}"), name)
     raise AttributeError(f"module 'gansparse' has no attribute {name!r}")
 
 

@@ -21,6 +21,9 @@ from safetensors.torch import save_file
 
 from gansparse.errors import CheckpointError, OutputError
 
+# Where BasicSR keeps the state_dicts within its files: averaged weights first.
+_BASICSR = ("params_ema", "params")
+
 
 @contextmanager
 def atomic_file(path: Path) -> Iterator[Path]:
@@ -122,7 +125,8 @@ def save_tensors(
 def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Reads a state_dict from a safetensors file, or from a ``.pth`` that holds nothing else.
 
-    Pickles are read with ``weights_only=True``: no code of the file runs.
+    Pickles are read with ``weights_only=True``: no code of the file runs. Of BasicSR's
+    ``{"params": ..., "params_ema": ...}`` the averaged weights are taken where there are any.
 
     Returns:
         The tensors, and the header's metadata (empty for a ``.pth``).
@@ -162,6 +166,8 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a whole weights file ({line}); copy it again") from None
+    if isinstance(state, dict):
+        state = next((state[key] for key in _BASICSR if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state:
         raise CheckpointError(f"{path}: not a state_dict but a {type(state).__name__}")
     strays = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]

@@ -16,7 +16,7 @@ from gansparse.errors import InputError
 from gansparse.files import load_tensors
 from gansparse.metrics.evaluation import Score, real_moments, score_generator
 from gansparse.metrics.features import get_extractor
-from gansparse.models.checkpoint import load_dcgan_discriminator, load_dcgan_generator, shipped
+from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
 from gansparse.models.dcgan import DCGANGenerator
 from gansparse.tasks import GANTask, dcgan_task
 

@@ -10,7 +10,7 @@ import torch
 
 from gansparse.errors import InputError
 from gansparse.files import sha256_prefix
-from gansparse.models.checkpoint import load_dcgan_generator
+from gansparse.models import load_dcgan_generator
 from gansparse.tasks.sampling import latents
 
 _BLOCK = 100  # latents drawn at once, whatever the batch size

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import pytest
 import torch
+from torch import nn
 
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import save_tensors
@@ -118,3 +119,61 @@ def test_odd_files_are_named(tmp_path, change, message):
         load_dcgan_generator(tmp_path / "odd.pth")
     assert "\n" not in str(error.value)
     assert "odd.pth" in str(error.value)
+
+
+# ---- Against the public arithmetic ---------------------------------------------------------------
+
+
+def public_generator(nz, ngf, nc, image_size):
+    """The layers of pytorch/examples, and of the 28x28 variant for MNIST."""
+    widths = {28: (8, 4, 2, 1), 32: (4, 2, 1), 64: (8, 4, 2, 1)}[image_size]
+    layers, channels = [], nz
+    for width in widths:
+        stride, padding = (1, 0) if channels == nz else (2, 1)
+        layers += [
+            nn.ConvTranspose2d(channels, ngf * width, 4, stride, padding, bias=False),
+            nn.BatchNorm2d(ngf * width),
+            nn.ReLU(),
+        ]
+        channels = ngf * width
+    last = (1, 1, 2) if image_size == 28 else (4, 2, 1)
+    return nn.Sequential(*layers, nn.ConvTranspose2d(channels, nc, *last, bias=False), nn.Tanh())
+
+
+def public_discriminator(ndf, nc, image_size):
+    """The same; without the sigmoid, which ours leaves to the loss."""
+    widths = {28: (1, 2, 4), 32: (1, 2, 4), 64: (1, 2, 4, 8)}[image_size]
+    layers, channels = [], nc
+    for width in widths:
+        layers.append(nn.Conv2d(channels, ndf * width, 4, 2, 1, bias=False))
+        if channels != nc:
+            layers.append(nn.BatchNorm2d(ndf * width))
+        layers.append(nn.LeakyReLU(0.2))
+        channels = ndf * width
+    last = (4, 2, 1) if image_size == 28 else (4, 1, 0)
+    return nn.Sequential(*layers, nn.Conv2d(channels, 1, *last, bias=False), nn.Flatten(0))
+
+
+@pytest.mark.parametrize("image_size", [28, 32, 64])
+def test_public_files_load_and_agree(tmp_path, image_size):
+    torch.manual_seed(image_size)
+    originals = (public_generator(7, 4, 1, image_size), public_discriminator(4, 1, image_size))
+    inputs = (torch.randn(3, 7, 1, 1), torch.rand(3, 1, image_size, image_size) * 2 - 1)
+    loads = (load_dcgan_generator, load_dcgan_discriminator)
+    for original, x, load in zip(originals, inputs, loads, strict=True):
+        state = {f"main.{key}": value for key, value in original.state_dict().items()}
+        torch.save(state, tmp_path / "net.pth")
+        net = load(tmp_path / "net.pth")
+        assert set(net.state_dict()) == set(state)
+        for mode in (True, False):
+            got, want = net.train(mode)(x), original.train(mode)(x)
+            torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_the_layout_for_28x28_pictures():
+    net = DCGANGenerator(image_size=28)
+    assert kernels(net) == {**G_KERNELS, "main.12.weight": (64, 1, 1, 1)}
+    assert (net(torch.randn(2, 100)).shape) == (2, 1, 28, 28)
+    discriminator = DCGANDiscriminator(image_size=28)
+    wanted = {key: D_KERNELS[key] for key in ("main.0.weight", "main.2.weight", "main.5.weight")}
+    assert kernels(discriminator) == {**wanted, "main.8.weight": (1, 256, 4, 4)}
