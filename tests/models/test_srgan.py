@@ -178,6 +178,18 @@ def test_what_was_loaded_is_written_back_unchanged(old: bool) -> None:
         assert all(torch.equal(back[key], value) for key, value in state.items())
 
 
+def test_files_without_batch_counters_load() -> None:
+    """The public x4 file is older than PyTorch 0.4.1, which began to count batches: 79 keys."""
+    state = random_state(generator_shapes(old=True))
+    counters = [key for key in state if key.endswith("num_batches_tracked")]
+    for key in counters:
+        state.pop(key)
+    assert len(state) == 79
+    loaded = generator_from_state(state, "a file").state_dict()
+    assert all(loaded[key] == 0 for key in counters)
+    assert all(torch.equal(loaded[key], value) for key, value in state.items())
+
+
 # ---- Range and refusals --------------------------------------------------------------------------
 
 
