@@ -203,7 +203,7 @@ def test_bad_files(workplace, tmp_path):
         truncated: ("cut.safetensors", "copy it again"),
         tmp_path / "no_state.pth": ("not a state_dict", "no_state.pth"),
         tmp_path / "other.pth": ("not a DCGAN generator", "layer.weight"),
-        workplace / "d.safetensors": ("not a DCGAN", "d.safetensors"),
+        workplace / "d.safetensors": ("not the weights of a DCGAN generator", "d.safetensors"),
     }
     for path, words in cases.items():
         command[where] = path

@@ -19,7 +19,8 @@ from gansparse.models.checkpoint import State, fill, read_state
 
 # Height and width of the picture → hidden layers: one per halving down to 4x4 (3x3 from 28).
 _HIDDEN = {16: 2, 28: 3, 32: 3, 64: 4, 128: 5, 256: 6}
-_WHAT = "a DCGAN of pytorch/examples' layout"
+_GENERATOR = "a DCGAN generator"
+_DISCRIMINATOR = "a DCGAN discriminator"
 
 
 def _hidden_layers(image_size: int) -> int:
@@ -134,15 +135,15 @@ def generator_from_state(state: State, path: str | Path) -> DCGANGenerator:
     Raises:
         CheckpointError: not a DCGAN generator; the message names the key.
     """
-    kernels = _kernels(state, path, "generator")
+    kernels = _kernels(state, path, _GENERATOR)
     crops = kernels[-1].shape[-1] == 1
     net = DCGANGenerator(
         nz=kernels[0].shape[0],
         ngf=kernels[-1].shape[0],
         nc=kernels[-1].shape[1],
-        image_size=28 if crops else _image_size(kernels, path, "generator"),
+        image_size=28 if crops else _image_size(kernels, path, _GENERATOR),
     )
-    fill(net, state, path, _WHAT)
+    fill(net, state, path, _GENERATOR)
     return net
 
 
@@ -152,13 +153,13 @@ def discriminator_from_state(state: State, path: str | Path) -> DCGANDiscriminat
     Raises:
         CheckpointError: not a DCGAN discriminator; the message names the key.
     """
-    kernels = _kernels(state, path, "discriminator")
+    kernels = _kernels(state, path, _DISCRIMINATOR)
     net = DCGANDiscriminator(
         ndf=kernels[0].shape[0],
         nc=kernels[0].shape[1],
-        image_size=_image_size(kernels, path, "discriminator"),
+        image_size=_image_size(kernels, path, _DISCRIMINATOR),
     )
-    fill(net, state, path, _WHAT)
+    fill(net, state, path, _DISCRIMINATOR)
     return net
 
 
@@ -189,7 +190,7 @@ def _kernels(state: State, path: str | Path, what: str) -> list[torch.Tensor]:
     ]
     if not kernels:
         raise CheckpointError(
-            f"{path}: not a DCGAN {what}: no convolution under main.N.weight; first key is "
+            f"{path}: not {what}: no convolution under main.N.weight; first key is "
             f"{next(iter(state))!r}"
         )
     return kernels
@@ -203,7 +204,5 @@ def _position(key: str) -> int:
 def _image_size(kernels: list[torch.Tensor], path: str | Path, what: str) -> int:
     layers = len(kernels)
     if layers < 3 or 2 ** (layers + 1) not in _HIDDEN:
-        raise CheckpointError(
-            f"{path}: a DCGAN {what} has at least 3 layers and at most 7, got {layers}"
-        )
+        raise CheckpointError(f"{path}: {what} has at least 3 layers and at most 7, got {layers}")
     return int(2 ** (layers + 1))
