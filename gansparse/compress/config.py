@@ -24,8 +24,7 @@ class Reading:
     """What the paper leaves open, each a named option (docs/results.md compares them).
 
     The defaults are what measured best so far: D goes on as the GAN's own training has it, on the
-    compressed generator's pictures, but four times as slowly, and the output term keeps G_C by G_O
-    meanwhile.
+    compressed generator's pictures, and the output term keeps G_C by G_O meanwhile.
 
     Attributes:
         d_update: how D learns while it supervises. ``consistency``: it minimises L_DC of eq. 6
@@ -38,8 +37,10 @@ class Reading:
         adversarial_weight: weight of G_C's own adversarial loss in addition to eq. 9.
         g_norm: BatchNorm of G_C in training: ``batch`` statistics, or ``running`` ones.
         d_norm: BatchNorm of D while it supervises: likewise.
-        d_lr_factor: D's learning rate while it supervises, as a multiple of G's. At G's own rate D
-            soon tells the pruned generator's pictures apart and its judgement carries little.
+        d_lr_factor: D's learning rate while it supervises, as a multiple of G's.
+        normaliser_floor: least |l_O| that eq. 3 and 6 divide by (see `relative_gap`). Where D goes on
+            learning on G_C's pictures it soon takes G_O's for real, l_Gen_O falls towards 0, and a
+            small floor would let L_GC outweigh all else (by 20 with 0.05).
     """
 
     d_update: str = "adversarial-compressed"
@@ -50,7 +51,8 @@ class Reading:
     adversarial_weight: float = 1.0
     g_norm: str = "batch"
     d_norm: str = "batch"
-    d_lr_factor: float = 0.25
+    d_lr_factor: float = 1.0
+    normaliser_floor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,8 @@ class TrainConfig:
         _in_range("feature_weight", reading.feature_weight, 0.0, math.inf)
         _in_range("adversarial_weight", reading.adversarial_weight, 0.0, math.inf)
         _in_range("d_lr_factor", reading.d_lr_factor, 0.0, math.inf)
+        if not 0.0 < reading.normaliser_floor < math.inf:
+            raise InputError(f"normaliser_floor must be above 0, got {reading.normaliser_floor}")
         for name in ("lr", "d_lr"):
             if getattr(self, name) is not None:
                 _in_range(name, getattr(self, name), 0.0, math.inf)

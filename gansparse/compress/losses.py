@@ -52,6 +52,7 @@ def consistency(
     terms_o: Terms,  # each [N]
     terms_c: Terms,  # each [N]
     reduction: str = "sample",
+    floor: float = NORMALISER_FLOOR,
 ) -> torch.Tensor:  # scalar
     """L_GC of eq. 3 (terms gen, cla, rec) or L_DC of eq. 6 (terms dis, gp).
 
@@ -59,7 +60,7 @@ def consistency(
     beta, delta); the first term of each loss has weight 1 in the paper.
     """
     gaps = [
-        task.weight(name) * relative_gap(terms_o[name], terms_c[name], reduction)
+        task.weight(name) * relative_gap(terms_o[name], terms_c[name], reduction, floor)
         for name in terms_o
     ]
     return torch.stack(gaps).sum()

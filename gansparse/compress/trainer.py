@@ -205,7 +205,7 @@ class Trainer:
                 assert fake_o is not None
                 _, dis_o = self._terms(batch, fake_o, judged_real)
                 _, dis_c = self._terms(batch, fake_c, judged_real)
-                return consistency(self.task, dis_o, dis_c, self.config.reading.reduction)
+                return self._gap(dis_o, dis_c)
             fake = fake_o if self.d_update == "adversarial-original" else fake_c
             assert fake is not None
             loss = weighted_mean(self.task, self._terms(batch, fake, judged_real)[1])
@@ -245,14 +245,17 @@ class Trainer:
                 gen_o, dis_o = self._terms(batch, fake_o, judged_real)
         with tapped_features(self.d) as features_c:
             gen_c, dis_c = self._terms(batch, fake_c, judged_real)
-        losses["L_GC"] = consistency(self.task, gen_o, gen_c, reading.reduction)
-        gap = consistency(self.task, dis_o, dis_c, reading.reduction)
-        losses["L_DC"] = self.config.lambda_ * gap
+        losses["L_GC"] = self._gap(gen_o, gen_c)
+        losses["L_DC"] = self.config.lambda_ * self._gap(dis_o, dis_c)
         if reading.adversarial_weight:
             losses["gen"] = reading.adversarial_weight * weighted_mean(self.task, gen_c)
         if reading.feature_weight:
             losses["features"] = reading.feature_weight * feature_distance(features_o, features_c)
         return losses
+
+    def _gap(self, terms_o: Terms, terms_c: Terms) -> torch.Tensor:
+        reading = self.config.reading
+        return consistency(self.task, terms_o, terms_c, reading.reduction, reading.normaliser_floor)
 
     def _terms(self, batch: Batch, fake: torch.Tensor, judged_real: Any) -> tuple[Terms, Terms]:
         """Generator's and discriminator's terms of one path."""
