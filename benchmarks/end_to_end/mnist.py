@@ -30,8 +30,8 @@ from gansparse.report import fid_table, load_report, write_report
 READINGS: dict[str, dict[str, object]] = {
     "default": {},
     "reduction batch": {"reduction": "batch"},
-    "D at G's rate": {"d_lr_factor": 1.0},
-    "D at a 16th of it": {"d_lr_factor": 1 / 16},
+    "D at a quarter of G's rate": {"d_lr_factor": 0.25},
+    "guard 0.05": {"normaliser_floor": 0.05},
     "D fixed": {"d_update": "fixed"},
     "D on G_O": {"d_update": "adversarial-original"},
     "D minimises L_DC": {"d_update": "consistency"},

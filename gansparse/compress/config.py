@@ -38,9 +38,9 @@ class Reading:
         g_norm: BatchNorm of G_C in training: ``batch`` statistics, or ``running`` ones.
         d_norm: BatchNorm of D while it supervises: likewise.
         d_lr_factor: D's learning rate while it supervises, as a multiple of G's.
-        normaliser_floor: least |l_O| that eq. 3 and 6 divide by (see `relative_gap`). Where D goes on
-            learning on G_C's pictures it soon takes G_O's for real, l_Gen_O falls towards 0, and a
-            small floor would let L_GC outweigh all else (by 20 with 0.05).
+        normaliser_floor: least |l_O| that eq. 3 and 6 divide by (see `relative_gap`). D, going on
+            against G_C, soon takes G_O's pictures for real; then l_Gen_O nears 0, and with a small
+            floor L_GC outweighs all else.
     """
 
     d_update: str = "adversarial-compressed"
