@@ -1,17 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Other libraries' functions, reached without their networks: `pip install gansparse[peers]`."""
+"""Other libraries' functions; the tests know how to import them where torchvision is missing."""
 
 from __future__ import annotations
 
 import functools
-import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
-from unittest import mock
 
 import torch
 from torch import Tensor, nn
+
+from benchmarks.harness import ROOT
+
+sys.path.insert(0, str(ROOT / "tests" / "metrics"))
+
+from peers import (  # noqa: F401
+    fidelity_network,
+    peer,
+    pytorch_fid_network,
+    random_inception,
+)
 
 
 class _Given(nn.Module):
@@ -27,36 +36,19 @@ class _Given(nn.Module):
 
 def torchmetrics_fid(num_features: int) -> Any:
     """A torchmetrics FID whose `update` takes features, and whose states are float64."""
-    torch_fidelity_fid()  # which torchmetrics imports
-    from torchmetrics.image.fid import FrechetInceptionDistance
-
-    return FrechetInceptionDistance(feature=_Given(num_features))
+    fid = peer("torchmetrics.image.fid")
+    return fid.FrechetInceptionDistance(feature=_Given(num_features))
 
 
 def torchmetrics_distance() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
     """torchmetrics' distance of (mean1, cov1, mean2, cov2)."""
-    torch_fidelity_fid()
-    from torchmetrics.image.fid import _compute_fid
-
-    return _compute_fid
+    distance: Callable[..., Tensor] = peer("torchmetrics.image.fid")._compute_fid
+    return distance
 
 
 def torch_fidelity_fid() -> Any:
-    """torch-fidelity's module of FID functions, which need nothing of the torchvision it imports.
-
-    Where there is no torchvision, as often beside a CPU build of torch, an empty one stands in.
-    """
-    names = [f"torchvision{part}" for part in ("", ".datasets", ".models", ".transforms")]
-    names.append("torchvision.transforms.functional")
-    if importlib.util.find_spec("torchvision") is not None:
-        names = []
-    sys.modules.update({name: mock.MagicMock() for name in names})
-    try:
-        from torch_fidelity import metric_fid
-    finally:
-        for name in names:
-            del sys.modules[name]
-    return metric_fid
+    """torch-fidelity's module of FID functions."""
+    return peer("torch_fidelity.metric_fid")
 
 
 @functools.cache

@@ -6,7 +6,6 @@ from __future__ import annotations
 import atexit
 import functools
 import shutil
-import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -16,12 +15,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.harness import OURS, ROOT, Candidate, Case
+from benchmarks.harness import OURS, Candidate, Case
+from benchmarks.peers import fidelity_network, pytorch_fid_network, random_inception
 from gansparse.metrics.inception import InceptionV3
-
-sys.path.insert(0, str(ROOT / "tests" / "metrics"))
-
-from peers import fidelity_network, pytorch_fid_network, random_inception
 
 BATCHES = (1, 16)
 Network = Callable[[Tensor], Tensor]

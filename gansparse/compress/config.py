@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gansparse.compress.losses import NORMALISER_FLOOR
 from gansparse.errors import InputError
 
 D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "fixed")
@@ -52,7 +53,7 @@ class Reading:
     g_norm: str = "batch"
     d_norm: str = "batch"
     d_lr_factor: float = 1.0
-    normaliser_floor: float = 1.0
+    normaliser_floor: float = NORMALISER_FLOOR
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from torch import nn
 
 from gansparse.tasks.gan import GANTask, Terms
 
-NORMALISER_FLOOR = 0.05
+NORMALISER_FLOOR = 1.0  # of cross entropies: see Reading.normaliser_floor
 
 
 def relative_gap(

@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from gansparse.errors import InputError
 from gansparse.metrics.features import Extractor
-from gansparse.metrics.metric import FeatureMetric, Rows
+from gansparse.metrics.metric import RowsMetric
 
 _BLOCK = 256  # rows compared with all others at once: memory O(N), and each pair once
 
@@ -28,7 +28,7 @@ class KID(NamedTuple):
     std: float
 
 
-class KernelInceptionDistance(FeatureMetric[Rows]):
+class KernelInceptionDistance(RowsMetric):
     """Mean squared discrepancy of random subsets of real and generated pictures' features.
 
     Bińkowski et al., ICLR 2018. The subsets are drawn from NumPy's legacy generator, whose stream
@@ -84,11 +84,6 @@ class KernelInceptionDistance(FeatureMetric[Rows]):
             reset_real_features=reset_real_features,
             process_group=process_group,
             sync_on_compute=sync_on_compute,
-        )
-
-    def _clear(self) -> None:
-        self.real, self.fake = (
-            Rows(type(self).__name__, self.extractor.num_features) for _ in range(2)
         )
 
     def settings(self) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from gansparse.errors import InputError
 from gansparse.metrics.features import Extractor
-from gansparse.metrics.metric import FeatureMetric, Rows
+from gansparse.metrics.metric import RowsMetric
 
 _BLOCK = 512  # rows compared with all others at once: 4 KB a row and 512 others
 
@@ -27,7 +27,7 @@ class Manifold(NamedTuple):
     recall: float
 
 
-class PrecisionRecall(FeatureMetric[Rows]):
+class PrecisionRecall(RowsMetric):
     """Improved precision and recall: fidelity and variety, told apart.
 
     Kynkäänniemi et al., NeurIPS 2019. A set's manifold is the union of balls round its points, each
@@ -69,11 +69,6 @@ class PrecisionRecall(FeatureMetric[Rows]):
             reset_real_features=reset_real_features,
             process_group=process_group,
             sync_on_compute=sync_on_compute,
-        )
-
-    def _clear(self) -> None:
-        self.real, self.fake = (
-            Rows(type(self).__name__, self.extractor.num_features) for _ in range(2)
         )
 
     def settings(self) -> dict[str, Any]:
