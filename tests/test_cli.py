@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from gansparse.cli import app
-from gansparse.compress import RECIPES
 from gansparse.files import load_tensors, save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
 
@@ -235,12 +234,6 @@ def test_a_truncated_checkpoint(workplace, tmp_path):
 
 def test_report_without_a_comparison(tmp_path):
     refused(gansparse("report", tmp_path), "report.json")
-
-
-def test_a_recipe_that_does_not_run_yet(workplace, tmp_path):
-    key = next(k for k, row in RECIPES.items() if not row.runnable)
-    done = gansparse(*small(workplace, tmp_path / "o", "--recipe", key))
-    refused(done, "does not run yet")
 
 
 def test_python_m_and_the_script_are_the_same():

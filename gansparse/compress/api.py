@@ -121,7 +121,7 @@ def evaluate(
     network = get_extractor(extractor, device)
     real = real_moments(images, network, device=device)
     return score_generator(
-        task,
+        task.views[0],
         net.to(device),
         real,
         network,

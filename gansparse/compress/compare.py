@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import platform
 import shlex
+import statistics
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -20,12 +21,13 @@ from gansparse import __version__
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.recipes import RECIPES
 from gansparse.compress.trainer import Trainer
+from gansparse.errors import InputError
 from gansparse.files import read_json, save_tensors, write_json
 from gansparse.metrics.evaluation import Score, generated, real_moments, score_generator
 from gansparse.metrics.features import Extractor
 from gansparse.metrics.moments import FeatureMoments
 from gansparse.sparsity import sparsity_report
-from gansparse.tasks.gan import GANTask
+from gansparse.tasks.gan import GANTask, View
 
 SHOWN_PICTURES = 64
 
@@ -96,7 +98,9 @@ class Comparison:
         self.watcher: Watcher = watcher or Silent()
         self.title = title
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        self._real: FeatureMoments | None = None
+        self._real: dict[str, FeatureMoments] = {}
+        if not task.views:
+            raise InputError(f"task {task.name} has no pictures to score: give it pictures=")
 
     def run(self, entries: Sequence[Entry]) -> dict[str, Any]:
         """Runs what is not done yet, scores it, and returns the report's document.
@@ -107,7 +111,7 @@ class Comparison:
         dense = self._dense()
         runs = []
         for entry in entries:
-            runs.append(self._entry(entry, dense["fid"]))
+            runs.append(self._entry(entry, dense))
             document = self._document(dense, runs)
             write_json(self.out / "report.json", document)
         return document
@@ -120,26 +124,26 @@ class Comparison:
             if found.get("key") == key:
                 return found
         generator = self.task.generator.to(self.device)
-        score = self._score(generator, "scoring the dense generator")
+        scores = self._scores(generator, "scoring the dense generator")
         self._save_samples(generator, self.out / "samples_dense.safetensors")
-        result = {**score.to_dict(), "key": key, "samples": "samples_dense.safetensors"}
+        result = {**scores, "key": key, "samples": "samples_dense.safetensors"}
         result["parameters"] = sum(p.numel() for p in generator.parameters())
         write_json(path, result)
         return result
 
-    def _entry(self, entry: Entry, dense_fid: float) -> dict[str, Any]:
+    def _entry(self, entry: Entry, dense: dict[str, Any]) -> dict[str, Any]:
         folder, config = self.out / entry.name, entry.config
         settings = json.loads(json.dumps(config.to_dict()))
         path = folder / "result.json"
         if path.exists():
             done: dict[str, Any] = read_json(path)
-            if done["config"] == settings and done["num_fake"] == self.num_samples:
+            if done["config"] == settings and done["num_fake"] == dense["num_fake"]:
                 return done
         recipe = RECIPES[config.recipe]
         self.watcher.start(f"{config.recipe}  {recipe.technique}", config.steps)
         trainer = Trainer(self.task, config, out=folder, device=self.device, resume=True)
         result = trainer.run(lambda row: self.watcher.advance(row["step"] + 1))
-        score = self._score(result.generator, f"{config.recipe}  scoring")
+        scores = self._scores(result.generator, f"{config.recipe}  scoring")
         self._save_samples(result.generator, folder / "samples.safetensors")
         report = sparsity_report(result.generator)
         trained = self.task.trained_steps
@@ -152,8 +156,8 @@ class Comparison:
             "notes": result.notes,
             "granularity": config.granularity,
             "seed": config.seed,
-            **score.to_dict(),
-            "fid_ratio": score.fid / dense_fid,
+            **scores,
+            "fid_ratio": scores["fid"] / dense["fid"],
             "parameters": _nonzeros(result.generator),
             "seconds": result.seconds,
             "steps": config.steps,
@@ -165,16 +169,28 @@ class Comparison:
         write_json(path, row)
         return row
 
-    def _score(self, generator: nn.Module, label: str) -> Score:
-        if self._real is None:
-            self.watcher.start("features of the real pictures", 1)
-            self._real = real_moments(self.task.pictures, self.extractor, device=self.device)
+    def _scores(self, generator: nn.Module, label: str) -> dict[str, Any]:
+        """The mean over the task's views, where there are several with each one's FID."""
+        scores = {view.name: self._score(view, generator, label) for view in self.task.views}
+        first = next(iter(scores.values()))
+        row = first.to_dict() | {"fid": statistics.fmean(s.fid for s in scores.values())}
+        if len(scores) > 1:
+            row["views"] = {name: score.fid for name, score in scores.items()}
+        if self.task.measures is not None:
+            row["measures"] = self.task.measures(generator)
+        return row
+
+    def _score(self, view: View, generator: nn.Module, label: str) -> Score:
+        label = f"{label} {view.name}".rstrip()
+        if view.name not in self._real:
+            self.watcher.start(f"features of the real pictures {view.name}".rstrip(), 1)
+            self._real[view.name] = real_moments(view.pictures, self.extractor, device=self.device)
             self.watcher.advance(1)
         self.watcher.start(label, self.num_samples)
         return score_generator(
-            self.task,
+            view,
             generator,
-            self._real,
+            self._real[view.name],
             self.extractor,
             num_samples=self.num_samples,
             device=self.device,
@@ -182,9 +198,14 @@ class Comparison:
         )
 
     def _save_samples(self, generator: nn.Module, path: Path) -> None:
+        """The first view's as "images", the others' by their names."""
         generator.eval()
-        pictures = torch.cat(list(generated(self.task, generator, SHOWN_PICTURES, self.device)))
-        save_tensors(path, {"images": pictures})
+        samples = {}
+        for index, view in enumerate(self.task.views):
+            count = min(SHOWN_PICTURES, view.num_samples or SHOWN_PICTURES)
+            made = torch.cat(list(generated(view, generator, count, self.device)))
+            samples["images" if index == 0 else view.name] = made
+        save_tensors(path, samples)
 
     def _document(self, dense: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
         return {
@@ -201,7 +222,7 @@ class Comparison:
                 "extractor": self.extractor.name,
                 "mode": "pictures as generated",
                 "num_real": dense["num_real"],
-                "num_fake": self.num_samples,
+                "num_fake": dense["num_fake"],
                 "dtype": "float32 features, float64 statistics",
             },
             "dense": dense,

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from gansparse.compress.losses import NORMALISER_FLOOR
 from gansparse.errors import InputError
 
 D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "fixed")
@@ -39,9 +38,9 @@ class Reading:
         g_norm: BatchNorm of G_C in training: ``batch`` statistics, or ``running`` ones.
         d_norm: BatchNorm of D while it supervises: likewise.
         d_lr_factor: D's learning rate while it supervises, as a multiple of G's.
-        normaliser_floor: least |l_O| that eq. 3 and 6 divide by (see `relative_gap`). D, going on
-            against G_C, soon takes G_O's pictures for real; then l_Gen_O nears 0, and with a small
-            floor L_GC outweighs all else.
+        normaliser_floor: least |l_O| that eq. 3 and 6 divide by (see `relative_gap`), as a share of
+            the term's size at the first step. D, going on against G_C, soon takes G_O's pictures
+            for real; then l_Gen_O nears 0, and with a small floor L_GC outweighs all else.
     """
 
     d_update: str = "adversarial-compressed"
@@ -53,7 +52,7 @@ class Reading:
     g_norm: str = "batch"
     d_norm: str = "batch"
     d_lr_factor: float = 1.0
-    normaliser_floor: float = NORMALISER_FLOOR
+    normaliser_floor: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -66,6 +65,7 @@ class TrainConfig:
         sparsity: share of zeros in the pruned weights, 0 <= s < 1.
         granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
         vector_size: output channels that share a pattern (granularity ``vector``).
+        bits: of one weight, in technique m, which quantizes and does not prune.
         scope: the ratio holds in each ``layer`` or over all of them (``global``).
         include: module names (globs) or types to prune; empty: every convolution.
         exclude: module names or types to leave dense.
@@ -75,7 +75,7 @@ class TrainConfig:
         d_lr: discriminator's learning rate; None: as the generator's, for technique b times the
             reading's ``d_lr_factor``.
         lr_decay: ``none``; ``linear`` or ``cosine`` to zero over all steps; ``half``: constant for
-            the first half, linear to zero in the second.
+            the first half, linear to zero in the second; None: the task's own.
         ema: decay of the exponential moving average of G_C's weights; 0: none.
         recalibration: batches whose statistics replace BatchNorm's running ones at the end.
         precision: ``fp32``, or ``bf16`` autocast.
@@ -89,6 +89,7 @@ class TrainConfig:
     sparsity: float = 0.75
     granularity: str = "element"
     vector_size: int = 16
+    bits: int = 4
     scope: str = "layer"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
@@ -96,7 +97,7 @@ class TrainConfig:
     reading: Reading = field(default_factory=Reading)
     lr: float | None = None
     d_lr: float | None = None
-    lr_decay: str = "none"
+    lr_decay: str | None = None
     ema: float = 0.999
     recalibration: int = 50
     precision: str = "fp32"
@@ -112,7 +113,8 @@ class TrainConfig:
         _one_of("output_term", reading.output_term, OUTPUT_TERMS)
         _one_of("g_norm", reading.g_norm, NORMS)
         _one_of("d_norm", reading.d_norm, NORMS)
-        _one_of("lr_decay", self.lr_decay, LR_DECAYS)
+        if self.lr_decay is not None:
+            _one_of("lr_decay", self.lr_decay, LR_DECAYS)
         _one_of("precision", self.precision, PRECISIONS)
         _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
         _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
@@ -128,6 +130,7 @@ class TrainConfig:
                 _in_range(name, getattr(self, name), 0.0, math.inf)
         for name, least in (
             ("steps", 1),
+            ("bits", 1),
             ("log_every", 1),
             ("save_every", 0),
             ("recalibration", 0),
@@ -182,9 +185,9 @@ class TrainConfig:
 # Fields that one word or number sets, and their type.
 _SETTABLE: dict[type, dict[str, type]] = {
     cls: {
-        f.name: {"str": str, "int": int}.get(str(f.type), float)
+        f.name: {"str": str, "str | None": str, "int": int}.get(str(f.type), float)
         for f in dataclasses.fields(cls)
-        if f.type in ("str", "int", "float", "float | None")
+        if f.type in ("str", "str | None", "int", "float", "float | None")
     }
     for cls in (TrainConfig, Reading)
 }

@@ -12,7 +12,7 @@ from typing import Literal
 
 from gansparse.errors import InputError
 
-GObjective = Literal["adversarial", "self-supervised", "distillation", "not yet"]
+GObjective = Literal["adversarial", "self-supervised", "distillation", "imitation", "layers"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +27,12 @@ class Recipe:
         d: the discriminator: ``dense`` or ``sparse``, ``pretrained`` or ``random``, and ``fixed``
             where it does not learn; or ``none``.
         losses: which of L-Gc, L-Dc (compressed path), L-Go, L-Do (original path) are used.
-        schedule: ``none``, ``one-shot`` or ``agp`` (Zhu & Gupta 2018).
+        schedule: ``none``, ``one-shot``, ``agp`` (Zhu & Gupta 2018), or ``e-m``, which is not
+            pruning but quantization (Wang et al. 2019).
         objective: what the generator minimises. ``self-supervised`` is eq. 9, ``adversarial`` the
             GAN's own loss, ``distillation`` the distance of the two generators' outputs,
-            ``not yet`` marks a technique of the table that the trainer can't run so far.
+            ``imitation`` the GAN's own loss where D takes G_O's pictures for the real ones,
+            ``layers`` the distance of the two generators' inner layers.
         published_fid: StarGAN, CelebA, 50 % element sparsity (Table 1).
         seen: what the paper saw in the pictures.
     """
@@ -57,14 +59,19 @@ class Recipe:
         return self.has_d and "fixed" not in self.d
 
     @property
-    def runnable(self) -> bool:
-        """Whether the trainer can run this row."""
-        return self.objective != "not yet"
-
-    @property
     def prunes(self) -> bool:
         """Whether the deployed generator is pruned."""
-        return self.schedule != "none"
+        return self.schedule in ("one-shot", "agp")
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether the deployed generator's weights take few levels."""
+        return self.schedule == "e-m"
+
+    @property
+    def compresses_d(self) -> bool:
+        """Whether the discriminator is compressed as the generator is."""
+        return "sparse" in self.d
 
 
 # fmt: off
@@ -77,13 +84,13 @@ _ROWS = (
     Recipe("e", "gradual pruning, fine-tuning",           "sparse",         "dense",  "dense, random",              "Gc Dc",       "agp",      "adversarial",     35.677,  "artifacts"),
     Recipe("f", "gradual pruning in first training",      "sparse",         "random", "dense, random",              "Gc Dc",       "agp",      "adversarial",     84.941,  "no faces"),
     Recipe("g", "one-shot pruning, distillation",         "dense + sparse", "dense",  "none",                       "Gc Go",       "one-shot", "distillation",    45.461,  "mode collapse"),
-    Recipe("h", "gradual pruning with distillation",      "dense + sparse", "dense",  "dense, pretrained",          "Gc Dc Go",    "agp",      "not yet",         38.985,  "color artifacts"),
-    Recipe("i", "gradual pruning, distillation, D fixed", "dense + sparse", "dense",  "dense, pretrained, fixed",   "Gc Dc",       "agp",      "not yet",         15.182,  "artifacts"),
-    Recipe("j", "adversarial learning",                   "dense + sparse", "random", "dense, random",              "Gc Dc Go Do", "agp",      "not yet",         92.721,  "mode collapse"),
+    Recipe("h", "gradual pruning with distillation",      "dense + sparse", "dense",  "dense, pretrained",          "Gc Dc Go",    "agp",      "distillation",    38.985,  "color artifacts"),
+    Recipe("i", "gradual pruning, distillation, D fixed", "dense + sparse", "dense",  "dense, pretrained, fixed",   "Gc Dc",       "agp",      "distillation",    15.182,  "artifacts"),
+    Recipe("j", "adversarial learning",                   "dense + sparse", "random", "dense, random",              "Gc Dc Go Do", "agp",      "imitation",       92.721,  "mode collapse"),
     Recipe("k", "knowledge distillation",                 "dense + sparse", "random", "dense, random",              "Gc Go Do",    "agp",      "distillation",    103.094, "mode collapse"),
-    Recipe("l", "distillation of intermediate layers",    "dense + sparse", "dense",  "dense, pretrained, fixed",   "",            "agp",      "not yet",         194.026, "no faces"),
-    Recipe("m", "E-M quantization",                       "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "agp",      "not yet",         159.767, "color artifacts"),
-    Recipe("n", "prune both G and D",                     "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "agp",      "not yet",         46.453,  "mode collapse"),
+    Recipe("l", "distillation of intermediate layers",    "dense + sparse", "dense",  "dense, pretrained, fixed",   "",            "agp",      "layers",          194.026, "no faces"),
+    Recipe("m", "E-M quantization",                       "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "e-m",      "distillation",    159.767, "color artifacts"),
+    Recipe("n", "prune both G and D",                     "dense + sparse", "dense",  "sparse, pretrained",         "Gc Dc Go",    "agp",      "distillation",    46.453,  "mode collapse"),
     Recipe("o", "small dense network, trained D",         "dense",          "random", "dense, pretrained",          "Go Do",       "none",     "adversarial",     None,    "not published"),
 )
 # fmt: on
@@ -95,16 +102,13 @@ def get_recipe(key: str) -> Recipe:
     """The row of a technique.
 
     Raises:
-        InputError: no such letter, or the trainer can't run that technique yet.
+        InputError: no such letter.
 
     Example:
         >>> get_recipe("b").technique
         'self-supervised'
     """
-    runnable = ", ".join(row.key for row in _ROWS if row.runnable)
     recipe = RECIPES.get(key)
     if recipe is None:
         raise InputError(f"recipe must be a letter of Table 1, a to o, got {key!r}")
-    if not recipe.runnable:
-        raise InputError(f"recipe {key!r} ({recipe.technique}) does not run yet: {runnable} do")
     return recipe

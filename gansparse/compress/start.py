@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.quantize import quantize
 from gansparse.compress.recipes import Recipe
 from gansparse.errors import InputError
 from gansparse.sparsity import AGP, OneShot, Pruner
+from gansparse.sparsity.layers import find_layers, select_layers
 from gansparse.tasks.gan import GANTask
 
 
@@ -57,12 +60,12 @@ def d_update_rule(recipe: Recipe, config: TrainConfig) -> str:
         return "fixed"
     if recipe.objective == "self-supervised":
         return config.reading.d_update
-    # Row k takes L-Do on the original path; all others train D against what they deploy.
-    distils = recipe.objective == "distillation"
-    return "adversarial-original" if distils else "adversarial-compressed"
+    # Row k distils and takes L-Do without L-Dc; all others train D against what they deploy.
+    original = recipe.objective == "distillation" and "Dc" not in recipe.losses
+    return "adversarial-original" if original else "adversarial-compressed"
 
 
-def make_pruner(generator: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:
+def make_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:
     """The pruner of the row's schedule; None where nothing is pruned.
 
     Raises:
@@ -73,7 +76,7 @@ def make_pruner(generator: nn.Module, recipe: Recipe, config: TrainConfig) -> Pr
     granularity: Any = config.granularity  # the pruner refuses what it doesn't know
     scope: Any = config.scope
     return Pruner(
-        generator,
+        module,
         config.sparsity,
         granularity=granularity,
         schedule=AGP() if recipe.schedule == "agp" else OneShot(),
@@ -82,3 +85,22 @@ def make_pruner(generator: nn.Module, recipe: Recipe, config: TrainConfig) -> Pr
         scope=scope,
         vector_size=config.vector_size,
     )
+
+
+def critic_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:
+    """D's pruner, where the row compresses D too: all its convolutions, at the same ratio."""
+    if not recipe.compresses_d:
+        return None
+    return make_pruner(module, recipe, replace(config, include=(), exclude=()))
+
+
+def quantize_networks(
+    generator: nn.Module, d: nn.Module | None, recipe: Recipe, config: TrainConfig
+) -> None:
+    """Technique m: convolutions of few levels, in D too, in place; nothing for other rows."""
+    if not recipe.quantizes:
+        return
+    chosen = select_layers(find_layers(generator), config.include or None, config.exclude)
+    quantize(chosen, config.bits)
+    if d is not None and recipe.compresses_d:
+        quantize(select_layers(find_layers(d)), config.bits)

@@ -24,26 +24,25 @@ from torch import nn
 from gansparse.compress.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.ema import update_ema
-from gansparse.compress.losses import (
-    consistency,
-    feature_distance,
-    output_distance,
-    tapped_features,
-)
 from gansparse.compress.norms import freeze_norms, recalibrate
-from gansparse.compress.recipes import Recipe, get_recipe
+from gansparse.compress.objectives import Made, Objective
+from gansparse.compress.quantize import plain
+from gansparse.compress.recipes import get_recipe
 from gansparse.compress.start import (
+    critic_pruner,
     d_update_rule,
     make_pruner,
     original_generator,
     place,
+    quantize_networks,
     starting_discriminator,
     starting_generator,
 )
 from gansparse.errors import CheckpointError, TrainingError
 from gansparse.files import atomic_file, save_tensors, write_json
 from gansparse.optim import MaskedAdam
-from gansparse.tasks.gan import Batch, GANTask, Terms, weighted_mean
+from gansparse.tasks.gan import Batch, GANTask, detached
+from gansparse.tasks.pool import ImagePool
 
 
 @dataclass
@@ -101,16 +100,20 @@ class Trainer:
         self.g_c = place(starting_generator(task, recipe, config), self.device)
         critic = starting_discriminator(task, recipe)
         self.d = None if critic is None else place(critic, self.device)
+        quantize_networks(self.g_c, self.d, recipe, config)
         self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
-        self.d_update = d_update_rule(recipe, config)
+        d_update = d_update_rule(recipe, config)
+        self.objective = Objective(task, recipe, config, d_update)
+        self.pool = ImagePool(task.pool_size, config.seed)
         if recipe.objective != "adversarial" and reading.g_norm == "running":
             freeze_norms(self.g_c)
         running = recipe.objective == "self-supervised" and reading.d_norm == "running"
-        if self.d is not None and (running or self.d_update == "fixed"):
+        if self.d is not None and (running or d_update == "fixed"):
             freeze_norms(self.d)
 
         # Pruning and optimizers. The masks live in the optimizer step.
         self.pruner = make_pruner(self.g_c, recipe, config)
+        self.pruner_d = None if self.d is None else critic_pruner(self.d, recipe, config)
         self._sparsity = 0.0
         lr = task.lr if config.lr is None else config.lr
         self.opt_g = MaskedAdam(
@@ -120,10 +123,16 @@ class Trainer:
             masks=self.pruner.masks if self.pruner else {},
         )
         self.opt_d: MaskedAdam | None = None
-        if self.d is not None and self.d_update != "fixed":
+        if self.d is not None and d_update != "fixed":
             own = lr * reading.d_lr_factor if recipe.objective == "self-supervised" else lr
             d_lr = own if config.d_lr is None else config.d_lr
-            self.opt_d = MaskedAdam(self.d.parameters(), lr=d_lr, betas=task.betas)
+            self.opt_d = MaskedAdam(
+                self.d.parameters(),
+                lr=d_lr,
+                betas=task.betas,
+                masks=self.pruner_d.masks if self.pruner_d else {},
+            )
+        self.lr_decay = task.lr_decay if config.lr_decay is None else config.lr_decay
         self._base_lrs = {id(o): o.param_groups[0]["lr"] for o in (self.opt_g, self.opt_d) if o}
         if resume:
             self._resume()
@@ -141,7 +150,9 @@ class Trainer:
             row = self._train_step(self.step)
             self.step += 1
             self.seconds += time.perf_counter() - start
-            if row["step"] % config.log_every == 0 or self.step == config.steps:
+            turn = row["step"] // self.task.g_every
+            due = turn % config.log_every == 0 or self.step == config.steps
+            if due and row["loss"] is not None:
                 self.history.append(row)
             if on_step is not None:
                 on_step(row)
@@ -150,7 +161,7 @@ class Trainer:
         return self._finish()
 
     def _train_step(self, step: int) -> dict[str, Any]:
-        task, recipe, reading = self.task, self.recipe, self.config.reading
+        task = self.task
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # dropout, noise inside networks
         for optimizer in (self.opt_g, self.opt_d):
             if optimizer is not None:
@@ -158,113 +169,66 @@ class Trainer:
         batch = {key: value.to(self.device) for key, value in task.batch(step).items()}
 
         # Mask schedule first, so that both phases see the generator as it is now.
-        if self.pruner is not None and self.pruner.step(step, self.config.steps):
-            self.opt_g.set_masks(self.pruner.masks)  # zeroes weights and moments outside
-            self._sparsity = self.pruner.achieved_sparsity()
+        for pruner, optimizer in ((self.pruner, self.opt_g), (self.pruner_d, self.opt_d)):
+            if pruner is not None and optimizer and pruner.step(step, self.config.steps):
+                optimizer.set_masks(pruner.masks)  # zeroes weights and moments outside
+                if pruner is self.pruner:
+                    self._sparsity = pruner.achieved_sparsity()
 
-        with self._autocast(), torch.no_grad():
-            fake_o = task.generate(self.g_o, batch) if self.g_o is not None else None
-        with self._autocast():
-            fake_c = task.generate(self.g_c, batch)
-
-        # D phase: the supervisor goes on learning, unless the row fixes it.
+        g_turn = step % task.g_every == task.g_every - 1
+        made = self._generate(batch, g_turn)
         terms: dict[str, float] = {}
-        if self.opt_d is not None:
-            loss_d = self._d_loss(batch, fake_o, fake_c.detach(), step)
-            _finite(loss_d, step, "D phase")
-            self.opt_d.zero_grad(set_to_none=True)
-            _backward(loss_d)
-            self.opt_d.step()
-            terms["D"] = float(loss_d.detach())
+        if not task.g_first:
+            self._d_phase(step, batch, made, terms)
+        if g_turn:
+            self._g_phase(step, batch, made, terms)
+        if task.g_first:
+            self._d_phase(step, batch, self._generate(batch) if task.fresh_fakes else made, terms)
+        loss = terms.pop("loss", None)  # absent where only D took a step
+        return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
 
-        # G phase: what the generator minimises is the row's objective.
+    def _generate(self, batch: Batch, trains: bool = False) -> Made:
+        """Both generators' fakes; G_C's in the graph if it is to be trained by them."""
+        task, objective, fake_o = self.task, self.objective, None
+        with self._autocast(), torch.no_grad(), objective.tapped(self.g_o) as layers_o:
+            if self.g_o is not None:
+                fake_o = task.generate(self.g_o, batch)
+        with self._autocast(), torch.set_grad_enabled(trains), objective.tapped(self.g_c) as layers:
+            return Made(fake_o, task.generate(self.g_c, batch), layers_o, layers)
+
+    def _d_phase(self, step: int, batch: Batch, made: Made, terms: dict[str, float]) -> None:
+        """The supervisor goes on learning, unless the row fixes it."""
+        if self.d is None or self.opt_d is None:
+            return
+        task = self.task
+        shown = self.pool.exchange(detached(made.fake_c), step)
+        with self._autocast():
+            loss = self.objective.d_loss(self.d, batch, made.fake_o, shown)
+        if task.regulariser is not None and step % task.regulariser_every == 0:
+            loss = loss + task.regulariser_every * task.regulariser(self.d, batch)
+        _finite(loss, step, "D phase")
+        self.opt_d.zero_grad(set_to_none=True)
+        _backward(loss)
+        self.opt_d.step()
+        terms["D"] = float(loss.detach())
+
+    def _g_phase(self, step: int, batch: Batch, made: Made, terms: dict[str, float]) -> None:
+        """The generator minimises the row's objective; the discriminator stands still."""
         if self.d is not None:
             self.d.requires_grad_(False)
         with self._autocast():
-            parts = self._g_losses(recipe, reading, batch, fake_o, fake_c)
-        loss_g = torch.stack([value.float() for value in parts.values()]).sum()
-        _finite(loss_g, step, "G phase")
+            parts = self.objective.g_losses(self.d, batch, made)
+        loss = torch.stack([value.float() for value in parts.values()]).sum()
+        _finite(loss, step, "G phase")
         self.opt_g.zero_grad(set_to_none=True)
-        _backward(loss_g)
+        _backward(loss)
         self.opt_g.step()
         if self.d is not None:
             self.d.requires_grad_(True)
         if self.ema is not None:
-            update_ema(self.ema, self.g_c, self.config.ema, step, self.pruner)
+            update_ema(self.ema, self.g_c, self.config.ema, step // self.task.g_every, self.pruner)
         terms.update({name: float(value.detach()) for name, value in parts.items()})
-        loss = float(loss_g.detach())
-        return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
-
-    def _d_loss(
-        self, batch: Batch, fake_o: torch.Tensor | None, fake_c: torch.Tensor, step: int
-    ) -> torch.Tensor:
-        assert self.d is not None
-        with self._autocast():
-            judged_real = self.task.judge(self.d, batch["real"], batch)
-            if self.d_update == "consistency":  # eq. 6, minimised by D itself
-                assert fake_o is not None
-                _, dis_o = self._terms(batch, fake_o, judged_real)
-                _, dis_c = self._terms(batch, fake_c, judged_real)
-                return self._gap(dis_o, dis_c)
-            fake = fake_o if self.d_update == "adversarial-original" else fake_c
-            assert fake is not None
-            loss = weighted_mean(self.task, self._terms(batch, fake, judged_real)[1])
-        if self.task.regulariser is not None and step % self.task.regulariser_every == 0:
-            loss = loss + self.task.regulariser_every * self.task.regulariser(self.d, batch)
-        return loss
-
-    def _g_losses(
-        self,
-        recipe: Recipe,
-        reading: Any,
-        batch: Batch,
-        fake_o: torch.Tensor | None,
-        fake_c: torch.Tensor,
-    ) -> dict[str, torch.Tensor]:
-        if recipe.objective == "adversarial":
-            assert self.d is not None
-            judged = self.task.judge(self.d, fake_c, batch)
-            terms = self.task.generator_terms(judged, fake_c, batch)
-            return {name: self.task.weight(name) * value.mean() for name, value in terms.items()}
-        assert fake_o is not None
-        losses: dict[str, torch.Tensor] = {}
-        if reading.output_term != "none" and reading.output_weight:
-            distance = output_distance(fake_o, fake_c, reading.output_term)
-            losses["output"] = reading.output_weight * distance
-        if recipe.objective == "distillation":
-            if self.d is not None:  # Aguinaldo et al. 2019: joint loss
-                judged = self.task.judge(self.d, fake_c, batch)
-                terms = self.task.generator_terms(judged, fake_c, batch)
-                losses["gen"] = weighted_mean(self.task, terms)
-            return losses
-        # Eq. 3, 6, 9: the same terms on both paths, judged by the same D.
-        assert self.d is not None
-        with torch.no_grad():
-            judged_real = self.task.judge(self.d, batch["real"], batch)
-            with tapped_features(self.d) as features_o:
-                gen_o, dis_o = self._terms(batch, fake_o, judged_real)
-        with tapped_features(self.d) as features_c:
-            gen_c, dis_c = self._terms(batch, fake_c, judged_real)
-        losses["L_GC"] = self._gap(gen_o, gen_c)
-        losses["L_DC"] = self.config.lambda_ * self._gap(dis_o, dis_c)
-        if reading.adversarial_weight:
-            losses["gen"] = reading.adversarial_weight * weighted_mean(self.task, gen_c)
-        if reading.feature_weight:
-            losses["features"] = reading.feature_weight * feature_distance(features_o, features_c)
-        return losses
-
-    def _gap(self, terms_o: Terms, terms_c: Terms) -> torch.Tensor:
-        reading = self.config.reading
-        return consistency(self.task, terms_o, terms_c, reading.reduction, reading.normaliser_floor)
-
-    def _terms(self, batch: Batch, fake: torch.Tensor, judged_real: Any) -> tuple[Terms, Terms]:
-        """Generator's and discriminator's terms of one path."""
-        assert self.d is not None
-        task = self.task
-        judged_fake = task.judge(self.d, fake, batch)
-        dis = task.discriminator_terms(judged_real, judged_fake, batch)
-        dis |= task.penalty_terms(self.d, fake, batch)
-        return task.generator_terms(judged_fake, fake, batch), dis
+        terms["loss"] = float(loss.detach())
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bf16"
@@ -273,11 +237,11 @@ class Trainer:
     def _decay(self, step: int) -> float:
         """Factor of the learning rate at a step."""
         done = step / self.config.steps
-        if self.config.lr_decay == "linear":
+        if self.lr_decay == "linear":
             return 1.0 - done
-        if self.config.lr_decay == "half":  # constant, then linear, as Pix2Pix, CycleGAN, StarGAN
+        if self.lr_decay == "half":  # constant, then linear, as Pix2Pix, CycleGAN, StarGAN
             return min(1.0, 2.0 - 2.0 * done)
-        if self.config.lr_decay == "cosine":
+        if self.lr_decay == "cosine":
             return 0.5 * (1.0 + math.cos(math.pi * done))
         return 1.0
 
@@ -292,6 +256,9 @@ class Trainer:
             "opt_g": self.opt_g,
             "opt_d": self.opt_d,
             "pruner": self.pruner,
+            "pruner_d": self.pruner_d,
+            "pool": self.pool,
+            "references": self.objective.references,
         }
         return {name: part for name, part in parts.items() if part is not None}
 
@@ -316,7 +283,7 @@ class Trainer:
         step, state = load_checkpoint(path)
         saved, own = state["config"], json.loads(json.dumps(self.config.to_dict()))
         free = {"log_every", "save_every"}
-        if not self.recipe.prunes and self.config.lr_decay == "none":
+        if not self.recipe.prunes and self.lr_decay == "none":
             free.add("steps")  # nothing depends on where the run ends
         changed = [key for key in own if saved.get(key) != own[key] and key not in free]
         if changed:
@@ -334,6 +301,8 @@ class Trainer:
 
     def _finish(self) -> Result:
         generator = self.g_c if self.ema is None else self.ema
+        if self.recipe.quantizes:
+            generator = plain(copy.deepcopy(generator))
         if self.config.recalibration and self.config.reading.g_norm == "batch":
             with torch.no_grad():
                 recalibrate(generator, self._forwards(self.config.recalibration))

@@ -7,7 +7,7 @@ import torch
 
 from gansparse.errors import InputError
 
-_STREAMS = {"data": 0, "latent": 1, "evaluation": 2}
+_STREAMS = {"data": 0, "latent": 1, "evaluation": 2, "pool": 3, "penalty": 4, "augment": 5}
 
 
 def generator_for(seed: int, stream: str, index: int) -> torch.Generator:

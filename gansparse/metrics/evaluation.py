@@ -16,7 +16,7 @@ from gansparse.errors import InputError
 from gansparse.metrics.features import Extractor
 from gansparse.metrics.frechet import frechet_distance
 from gansparse.metrics.moments import FeatureMoments
-from gansparse.tasks.gan import GANTask
+from gansparse.tasks.gan import View
 
 
 @dataclass(frozen=True)
@@ -52,14 +52,15 @@ class Score:
 
 
 def real_moments(
-    images: torch.Tensor,  # [M, C, H, W], uint8, or float in [-1, 1]
+    images: torch.Tensor | Callable[[], Iterator[torch.Tensor]],  # as `View.pictures`
     extractor: Extractor,
     batch_size: int = 500,
     device: str | torch.device = "cpu",
 ) -> FeatureMoments:
     """Statistics of the real pictures' features."""
     moments = FeatureMoments(extractor.num_features)
-    for part in torch.split(images, batch_size):
+    parts = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images()
+    for part in parts:
         pictures = to_float(part) if part.dtype == torch.uint8 else part
         moments.update(extractor(pictures.to(device)))
     return moments
@@ -67,22 +68,22 @@ def real_moments(
 
 @torch.no_grad()
 def generated(
-    task: GANTask,
+    view: View,
     generator: nn.Module,
     count: int,
     device: str | torch.device = "cpu",
 ) -> Iterator[torch.Tensor]:  # each [N, C, H, W]
-    """Pictures of the task's evaluation batches, the same for every generator."""
+    """Pictures of the view's batches, the same for every generator."""
     made, index = 0, 0
     while made < count:
-        batch = {key: value.to(device) for key, value in task.evaluation(index).items()}
-        fake = task.generate(generator, batch)[: count - made]
+        batch = {key: value.to(device) for key, value in view.batch(index).items()}
+        fake = view.make(generator, batch)[: count - made]
         made, index = made + fake.shape[0], index + 1
         yield fake
 
 
 def score_generator(
-    task: GANTask,
+    view: View,
     generator: nn.Module,
     real: FeatureMoments,
     extractor: Extractor,
@@ -94,17 +95,19 @@ def score_generator(
     """Fréchet distance of a generator's pictures to the real ones.
 
     Args:
-        task: gives the latents.
+        view: what the generator is to make, of which inputs.
         generator: put into eval mode while it is scored.
         real: statistics of the real pictures, by the same extractor.
         extractor: feature network.
-        num_samples: pictures to generate.
+        num_samples: pictures to generate; fewer where the view has no inputs for so many.
         device: where to compute.
         on_batch: gets the number of pictures so far.
 
     Raises:
         InputError: fewer than two samples, or pictures with NaN.
     """
+    if view.num_samples is not None:
+        num_samples = min(num_samples, view.num_samples)
     if num_samples < 2:
         raise InputError(f"num_samples must be at least 2, got {num_samples}")
     training = generator.training
@@ -112,7 +115,7 @@ def score_generator(
     moments = FeatureMoments(extractor.num_features)
     confidence, classes = 0.0, torch.zeros(0)
     try:
-        for fake in generated(task, generator, num_samples, device):
+        for fake in generated(view, generator, num_samples, device):
             moments.update(extractor(fake))
             if extractor.classify is not None:
                 with torch.no_grad():

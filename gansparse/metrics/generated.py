@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
+from gansparse.data.sampling import latents
 from gansparse.errors import InputError
 from gansparse.files import sha256_prefix
 from gansparse.models import load_dcgan_generator
-from gansparse.tasks.sampling import latents
 
 _BLOCK = 100  # latents drawn at once, whatever the batch size
 

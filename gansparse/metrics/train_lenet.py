@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 
 from gansparse.data.digits import Digits, as_images, to_float
+from gansparse.data.sampling import generator_for
 from gansparse.metrics.features import for_lenet
 from gansparse.models.lenet import LeNet
-from gansparse.tasks.sampling import generator_for
 
 
 def as_lenet_input(digits: Digits) -> torch.Tensor:  # [N, 1, 32, 32], float32 in [0, 1]

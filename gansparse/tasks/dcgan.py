@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import nn
 
 from gansparse.data.digits import to_float
+from gansparse.data.sampling import ShuffledBatches, latents
 from gansparse.errors import InputError
 from gansparse.models.dcgan import DCGANDiscriminator, DCGANGenerator
 from gansparse.tasks.gan import Batch, GANTask, Terms
-from gansparse.tasks.sampling import ShuffledBatches, latents
 
 
 def generator_terms(

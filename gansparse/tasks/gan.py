@@ -8,7 +8,7 @@ eq. 3-8 of Yu & Pool 2020 compare terms before and after compression.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,17 +18,68 @@ from torch import nn
 from gansparse.errors import InputError
 
 Batch = Mapping[str, torch.Tensor]
+Fake = Any  # what a generator makes of a batch: pictures [N, C, H, W], or a dict of such
 Terms = dict[str, torch.Tensor]  # name -> [N], one loss per sample
 
 TERM_NAMES = ("gen", "cla", "rec", "dis", "gp")  # l_Gen, l_Cla, l_Rec, l_Dis, l_GP
 
 
-def _judge(discriminator: nn.Module, images: torch.Tensor, batch: Batch) -> Any:
+def _real(batch: Batch) -> Fake:
+    return batch["real"]
+
+
+def _judge(discriminator: nn.Module, images: Fake, batch: Batch) -> Any:
     return discriminator(images)
 
 
-def _no_penalty(discriminator: nn.Module, fake: torch.Tensor, batch: Batch) -> Terms:
+def _no_penalty(discriminator: nn.Module, fake: Fake, batch: Batch) -> Terms:
     return {}
+
+
+def _no_terms(judged_real: Any, batch: Batch) -> Terms:
+    return {}
+
+
+def pictures_of(fake: Fake) -> dict[str, torch.Tensor]:  # each [N, C, H, W]
+    """The pictures a discriminator judges: of a dict those whose names begin with ``fake``.
+
+    The others of a dict (a cycle's reconstruction, say) serve the generator's terms only.
+
+    Example:
+        >>> picture = torch.zeros(1, 1, 2, 2)
+        >>> sorted(pictures_of({"fake_a": picture, "fake_b": picture, "rec_a": picture}))
+        ['fake_a', 'fake_b']
+    """
+    if isinstance(fake, torch.Tensor):
+        return {"fake": fake}
+    return {name: value for name, value in fake.items() if name.startswith("fake")}
+
+
+def detached(fake: Fake) -> Fake:
+    """The same values, out of the graph."""
+    if isinstance(fake, torch.Tensor):
+        return fake.detach()
+    return {name: value.detach() for name, value in fake.items()}
+
+
+@dataclass(frozen=True)
+class View:
+    """One kind of picture that a generator makes, and the real ones it is scored against.
+
+    Attributes:
+        name: of the domain or direction, for tables ("Black_Hair", "a to b").
+        pictures: real pictures [M, C, H, W], uint8 or float in the generator's range, or a function
+            that gives them batch by batch, where they don't fit in memory.
+        batch: index -> batch to score with; the same for all generators.
+        make: (generator, batch) -> pictures [N, C, H, W] in the range of ``pictures``.
+        num_samples: most pictures that ``batch`` has inputs for; None: as many as one likes.
+    """
+
+    name: str
+    pictures: torch.Tensor | Callable[[], Iterator[torch.Tensor]]
+    batch: Callable[[int], Batch]
+    make: Callable[[nn.Module, Batch], torch.Tensor]
+    num_samples: int | None = None
 
 
 def reinitialised(module: nn.Module) -> nn.Module:
@@ -50,28 +101,41 @@ def reinitialised(module: nn.Module) -> nn.Module:
 class GANTask:
     """A trained GAN with its data and losses, as the trainer sees it.
 
+    The three functions that say what a generator makes and how it is judged may hold anything in
+    ``Fake``: a tensor, or a dict of tensors whose pictures are named ``fake…`` (`pictures_of`).
+
     Attributes:
         name: for logs and reports.
-        generator: the trained generator G_O.
-        discriminator: the trained discriminator D_O.
-        batch: step -> batch; must hold ``real`` [N, C, H, W]. A pure function of the step, so
-            that a resumed run sees the same batches.
-        pictures: the real pictures [M, C, H, W], uint8, or float in the generator's range.
-        evaluation: index -> batch to score generators with; the same for all of them.
-        generate: (generator, batch) -> fake pictures [N, C, H, W].
+        generator: the trained generator G_O; an ``nn.ModuleDict`` where there are several.
+        discriminator: the trained discriminator D_O; likewise.
+        batch: step -> batch. A pure function of the step, so that a resumed run sees the same
+            batches.
+        generate: (generator, batch) -> fake.
         generator_terms: (judged fake, fake, batch) -> {"gen": [N], "cla": [N], "rec": [N]}.
         discriminator_terms: (judged real, judged fake, batch) -> {"dis": [N]}.
+        pictures: the real pictures [M, C, H, W], uint8, or float in the generator's range.
+        evaluation: index -> batch to score generators with; the same for all of them.
+        views: what is scored, where it is not simply ``generate`` against ``pictures``.
+        measures: (generator) -> further figures of it by name, PSNR of a test set say.
+        real: batch -> the real pictures, in the form of a fake.
         penalty_terms: (discriminator, fake, batch) -> {"gp": [N]}, or nothing.
+        real_terms: (judged real, batch) -> further terms of D's own training that don't depend on
+            the generator, so have no part in eq. 6: {"cla": [N]} of an auxiliary classifier.
         regulariser: (discriminator, batch) -> a scalar that the GAN's own training adds to D's loss
             and that does not depend on the generator, so it has no part in eq. 6; or None.
         regulariser_every: D steps between two uses of it (Karras et al. 2020: lazily, times that).
-        judge: (discriminator, images, batch) -> what the discriminator says.
+        judge: (discriminator, real or fake, batch) -> what the discriminator says.
         weights: weight of each term in the GAN's own training (alpha, beta, delta of eq. 3, 6).
         new_generator: builds a randomly initialised generator (techniques a, c, f, j, k, o).
         new_discriminator: builds a randomly initialised discriminator (a, c, e, f, j, k).
         small_generator: builds a random generator with that share of the parameters (c, o).
         lr: learning rate of the GAN's own training.
         betas: Adam's betas of the GAN's own training.
+        lr_decay: its schedule; see `TrainConfig`.
+        g_first: G is updated before D, not after it.
+        fresh_fakes: with ``g_first``: D sees what the updated G makes, not what was judged.
+        g_every: steps of D to one of G (WGAN's n_critic). A step is one of D.
+        pool_size: fakes kept for D to see again (Shrivastava et al. 2017); 0: none.
         steps_per_epoch: batches in one pass over the data.
         trained_steps: steps that the trained pair took, for the share of cost; None if unknown.
         data_name: where the data came from, for reports.
@@ -81,21 +145,30 @@ class GANTask:
     generator: nn.Module
     discriminator: nn.Module
     batch: Callable[[int], Batch]
-    evaluation: Callable[[int], Batch]
-    pictures: torch.Tensor
-    generate: Callable[[nn.Module, Batch], torch.Tensor]
-    generator_terms: Callable[[Any, torch.Tensor, Batch], Terms]
+    generate: Callable[[nn.Module, Batch], Fake]
+    generator_terms: Callable[[Any, Fake, Batch], Terms]
     discriminator_terms: Callable[[Any, Any, Batch], Terms]
-    penalty_terms: Callable[[nn.Module, torch.Tensor, Batch], Terms] = _no_penalty
+    pictures: torch.Tensor | None = None
+    evaluation: Callable[[int], Batch] | None = None
+    views: Sequence[View] = ()
+    measures: Callable[[nn.Module], dict[str, float]] | None = None
+    real: Callable[[Batch], Fake] = _real
+    penalty_terms: Callable[[nn.Module, Fake, Batch], Terms] = _no_penalty
+    real_terms: Callable[[Any, Batch], Terms] = _no_terms
     regulariser: Callable[[nn.Module, Batch], torch.Tensor] | None = None
     regulariser_every: int = 1
-    judge: Callable[[nn.Module, torch.Tensor, Batch], Any] = _judge
+    judge: Callable[[nn.Module, Fake, Batch], Any] = _judge
     weights: Mapping[str, float] = field(default_factory=dict)
     new_generator: Callable[[], nn.Module] | None = None
     new_discriminator: Callable[[], nn.Module] | None = None
     small_generator: Callable[[float], nn.Module] | None = None
     lr: float = 2e-4
     betas: tuple[float, float] = (0.5, 0.999)
+    lr_decay: str = "none"
+    g_first: bool = False
+    fresh_fakes: bool = False
+    g_every: int = 1
+    pool_size: int = 0
     steps_per_epoch: int = 1
     trained_steps: int | None = None
     data_name: str = "user data"
@@ -107,6 +180,8 @@ class GANTask:
                 raise InputError(
                     f"task {self.name}: weight for unknown term {term!r}; terms are {TERM_NAMES}"
                 )
+        if not self.views and self.pictures is not None and self.evaluation is not None:
+            self.views = (View("", self.pictures, self.evaluation, self.generate),)
 
     def weight(self, term: str) -> float:
         """Weight of a term in the GAN's own loss; 1 where none was given."""

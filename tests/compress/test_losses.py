@@ -3,7 +3,7 @@ import pytest
 import torch
 
 from gansparse.compress.losses import (
-    NORMALISER_FLOOR,
+    References,
     consistency,
     feature_distance,
     output_distance,
@@ -36,14 +36,26 @@ def test_negative_losses_are_normalised_by_magnitude(reduction):
 
 @pytest.mark.parametrize("value", [0.0, 1e-30, -1e-30])
 def test_guard_bounds_the_ratio_where_the_normaliser_vanishes(value):
-    gap = relative_gap(double(value), double(0.01))
-    assert torch.isfinite(gap)
-    assert gap <= 0.01 / NORMALISER_FLOOR * (1 + 1e-12)
+    gap = relative_gap(double(value), double(0.01), floor=0.5)
+    assert gap <= 0.02 * (1 + 1e-12)
+    assert torch.isfinite(relative_gap(double(value), double(0.01)))
 
 
 def test_guard_does_nothing_above_its_floor():
-    loss_o = double(NORMALISER_FLOOR)
-    assert relative_gap(loss_o, double(0.0), "batch") == 1
+    assert relative_gap(double(0.5), double(0.0), "batch", 0.5) == 1
+
+
+def test_a_guard_is_a_share_of_the_terms_size_at_the_first_step():
+    references = References()
+    first = {"gen": double(-300.0, 100.0), "rec": double(0.04)}
+    assert references.floors(first, 0.25) == {"gen": 50.0, "rec": pytest.approx(0.01)}
+    later = {"gen": double(1.0), "rec": double(8.0), "cla": double(0.0)}
+    floors = references.floors(later, 0.25)
+    assert (floors["gen"], floors["rec"]) == (50.0, pytest.approx(0.01))
+    assert 0 < floors["cla"] < 1e-6  # a term that was zero: no division by it
+    resumed = References()
+    resumed.load_state_dict(references.state_dict())
+    assert resumed.floors(later, 0.25) == floors
 
 
 def test_no_gradient_flows_through_the_normaliser():
@@ -80,7 +92,7 @@ def test_consistency_weighs_each_term_as_the_gan_does():
     terms_o = {"gen": double(1.0), "cla": double(2.0), "rec": double(4.0)}
     terms_c = {"gen": double(1.5), "cla": double(3.0), "rec": double(5.0)}
     expected = 0.5 + 2.0 * 0.5 + 10.0 * 0.25
-    assert consistency(task, terms_o, terms_c, "batch") == expected
+    assert consistency(task, terms_o, terms_c, "batch", dict.fromkeys(terms_o, 1e-8)) == expected
 
 
 def test_a_weight_for_an_unknown_term_is_refused():
@@ -92,6 +104,8 @@ def test_output_distances():
     fake_o, fake_c = torch.zeros(2, 1, 2, 2), torch.full((2, 1, 2, 2), 3.0)
     assert output_distance(fake_o, fake_c, "mse") == 9
     assert output_distance(fake_o, fake_c, "l1") == 3
+    pair_o, pair_c = {"fake_a": fake_o, "fake_b": fake_o}, {"fake_a": fake_c, "fake_b": fake_o}
+    assert output_distance(pair_o | {"rec_a": fake_o}, pair_c | {"rec_a": fake_c}, "mse") == 4.5
 
 
 def test_feature_distance_is_relative_to_each_layer():

@@ -48,15 +48,6 @@ def test_the_table_is_complete():
     assert "".join(RECIPES) == "abcdefghijklmno"
 
 
-def test_the_techniques_of_the_foundation_run():
-    assert set("abcdegk") <= {key for key, row in RECIPES.items() if row.runnable}
-
-
 def test_unknown_letter():
     with pytest.raises(InputError, match="a to o, got 'z'"):
         get_recipe("z")
-
-
-def test_a_technique_that_does_not_run_yet_says_so():
-    with pytest.raises(InputError, match="'l' .*does not run yet: a, b, c, d, e, f, g, k, o do"):
-        get_recipe("l")

@@ -3,9 +3,9 @@ import pytest
 import torch
 from torch import nn
 
+from gansparse.data.sampling import ShuffledBatches, latents
 from gansparse.errors import InputError
 from gansparse.tasks.dcgan import r1_penalty
-from gansparse.tasks.sampling import ShuffledBatches, latents
 
 
 def test_an_epoch_shows_every_picture_once():

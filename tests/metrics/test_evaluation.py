@@ -42,9 +42,9 @@ PIXELS = module_extractor("pixels", lambda images: images.flatten(1), 18)
 def test_the_score_is_the_distance_of_all_features_whatever_the_batches():
     task = noise_task()
     score = score_generator(
-        task, Noise(), real_moments(task.pictures, PIXELS, 7), PIXELS, num_samples=250
+        task.views[0], Noise(), real_moments(task.pictures, PIXELS, 7), PIXELS, num_samples=250
     )
-    fake = torch.cat(list(generated(task, Noise(), 250)))
+    fake = torch.cat(list(generated(task.views[0], Noise(), 250)))
     assert fake.shape == (250, 2, 3, 3)
     expected = frechet_distance_from_features(task.pictures.flatten(1), fake.flatten(1))
     assert score.fid == pytest.approx(expected, rel=1e-9)
@@ -55,7 +55,7 @@ def test_the_score_is_the_distance_of_all_features_whatever_the_batches():
 def test_scoring_leaves_the_module_in_its_mode():
     task = noise_task()
     net = Noise().train()
-    score_generator(task, net, real_moments(task.pictures, PIXELS), PIXELS, num_samples=30)
+    score_generator(task.views[0], net, real_moments(task.pictures, PIXELS), PIXELS, num_samples=30)
     assert net.training
 
 
@@ -63,7 +63,7 @@ def test_bad_input():
     task = noise_task()
     real = real_moments(task.pictures, PIXELS)
     with pytest.raises(InputError, match="num_samples must be at least 2, got 1"):
-        score_generator(task, Noise(), real, PIXELS, num_samples=1)
+        score_generator(task.views[0], Noise(), real, PIXELS, num_samples=1)
     wrong = module_extractor("short", lambda images: images.flatten(1)[:, :5], 18)
     with pytest.raises(InputError, match=r"extractor short: must return \[64, 18\], got \[64, 5\]"):
         wrong(task.pictures)
@@ -80,7 +80,9 @@ def test_nan_pictures_are_refused():
 
     task = noise_task()
     with pytest.raises(InputError, match="[Nn]a[Nn]|finite"):
-        score_generator(task, Broken(), real_moments(task.pictures, PIXELS), PIXELS, num_samples=20)
+        score_generator(
+            task.views[0], Broken(), real_moments(task.pictures, PIXELS), PIXELS, num_samples=20
+        )
 
 
 def test_a_lenet_of_other_shape_is_named(tmp_path):

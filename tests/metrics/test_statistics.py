@@ -118,7 +118,7 @@ def test_generated_pictures_do_not_depend_on_the_batches(generator):
 def test_generated_pictures_are_those_that_evaluation_scores(generator):
     net = load_dcgan_generator(generator)
     task = dcgan_task(torch.zeros(1, 1, 16, 16), generator=net, nz=4, ndf=1, batch_size=1)
-    want = torch.cat(list(generated(task, net.eval(), 120)))
+    want = torch.cat(list(generated(task.views[0], net.eval(), 120)))
     got = torch.cat(list(GeneratedPictures(generator, 120).batches(100)))
     assert torch.equal(got, want)
 

@@ -97,7 +97,7 @@ def test_the_public_28x28_gan_is_compressed(tmp_path):
     real = real_moments(images, extractor)
 
     def fid(net):
-        return score_generator(task, net, real, extractor, num_samples=1000).fid
+        return score_generator(task.views[0], net, real, extractor, num_samples=1000).fid
 
     dense = fid(generator)
     untuned = Generator()
