@@ -12,6 +12,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
 
+from gansparse.compress.distributed import average
 from gansparse.tasks.gan import Fake, GANTask, Terms, pictures_of
 
 
@@ -41,9 +42,10 @@ def relative_gap(
         >>> relative_gap(torch.tensor([1.0, 3.0]), torch.tensor([3.0, 1.0]), "sample").item()
         1.0
     """
-    normaliser = loss_o.detach().mean().abs().clamp_min(floor)
+    normaliser = average(loss_o.detach().mean()).abs().clamp_min(floor)
     if reduction == "batch":
-        return (loss_o.mean() - loss_c.mean()).abs() / normaliser
+        gap = loss_o.mean() - loss_c.mean()
+        return gap * average(gap.detach()).sign() / normaliser
     return (loss_o - loss_c).abs().mean() / normaliser
 
 
@@ -68,7 +70,7 @@ class References:
         """Least normaliser of each term."""
         for name, values in terms_o.items():
             if name not in self.sizes:
-                self.sizes[name] = max(float(values.detach().abs().mean()), 1e-8)
+                self.sizes[name] = max(float(average(values.detach().abs().mean())), 1e-8)
         return {name: share * self.sizes[name] for name in terms_o}
 
     def state_dict(self) -> dict[str, float]:
@@ -116,7 +118,7 @@ def feature_distance(
 ) -> torch.Tensor:  # scalar
     """Mean over layers of the L1 distance, relative to the original's mean magnitude."""
     gaps = [
-        F.l1_loss(c, o.detach()) / o.detach().abs().mean().clamp_min(1e-6)
+        F.l1_loss(c, o.detach()) / average(o.detach().abs().mean()).clamp_min(1e-6)
         for o, c in zip(features_o, features_c, strict=True)
     ]
     return torch.stack(gaps).mean()

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from gansparse.compress import distributed
 from gansparse.compress.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.ema import update_ema
@@ -100,6 +101,8 @@ class Trainer:
         self.g_c = place(starting_generator(task, recipe, config), self.device)
         critic = starting_discriminator(task, recipe)
         self.d = None if critic is None else place(critic, self.device)
+        self.g_c = distributed.synchronised_norms(self.g_c, self.device)
+        self.d = self.d and distributed.synchronised_norms(self.d, self.device)
         quantize_networks(self.g_c, self.d, recipe, config)
         self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
         d_update = d_update_rule(recipe, config)
@@ -166,7 +169,7 @@ class Trainer:
         for optimizer in (self.opt_g, self.opt_d):
             if optimizer is not None:
                 optimizer.param_groups[0]["lr"] = self._base_lrs[id(optimizer)] * self._decay(step)
-        batch = {key: value.to(self.device) for key, value in task.batch(step).items()}
+        batch = self._batch(step)
 
         # Mask schedule first, so that both phases see the generator as it is now.
         for pruner, optimizer in ((self.pruner, self.opt_g), (self.pruner_d, self.opt_d)):
@@ -184,8 +187,14 @@ class Trainer:
             self._g_phase(step, batch, made, terms)
         if task.g_first:
             self._d_phase(step, batch, self._generate(batch) if task.fresh_fakes else made, terms)
+        terms = distributed.average_values(terms)
         loss = terms.pop("loss", None)  # absent where only D took a step
         return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
+
+    def _batch(self, step: int) -> Batch:
+        """This process's share of a step's batch, on its device."""
+        batch = distributed.share(self.task.batch(step))
+        return {key: value.to(self.device) for key, value in batch.items()}
 
     def _generate(self, batch: Batch, trains: bool = False) -> Made:
         """Both generators' fakes; G_C's in the graph if it is to be trained by them."""
@@ -208,7 +217,7 @@ class Trainer:
             loss = loss + task.regulariser_every * task.regulariser(self.d, batch)
         _finite(loss, step, "D phase")
         self.opt_d.zero_grad(set_to_none=True)
-        _backward(loss)
+        _backward(loss, self.d)
         self.opt_d.step()
         terms["D"] = float(loss.detach())
 
@@ -221,7 +230,7 @@ class Trainer:
         loss = torch.stack([value.float() for value in parts.values()]).sum()
         _finite(loss, step, "G phase")
         self.opt_g.zero_grad(set_to_none=True)
-        _backward(loss)
+        _backward(loss, self.g_c)
         self.opt_g.step()
         if self.d is not None:
             self.d.requires_grad_(True)
@@ -264,7 +273,7 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and the history so far; nothing where there is no ``out``."""
-        if self.out is None:
+        if self.out is None or distributed.rank() > 0:
             return
         self._write_history()
         states = {name: part.state_dict() for name, part in self._parts().items()}
@@ -308,7 +317,7 @@ class Trainer:
                 recalibrate(generator, self._forwards(self.config.recalibration))
         generator.eval()
         masks = self.pruner.state_dict() if self.pruner is not None else {}
-        if self.out is not None:
+        if self.out is not None and distributed.rank() == 0:
             self.save()
             note = {"config": json.dumps(self.config.to_dict()), "task": self.task.name}
             save_tensors(self.out / "generator.safetensors", generator.state_dict(), note)
@@ -329,8 +338,9 @@ class Trainer:
         return run
 
 
-def _backward(loss: torch.Tensor) -> None:
+def _backward(loss: torch.Tensor, module: nn.Module) -> None:
     loss.backward()  # type: ignore[no-untyped-call]
+    distributed.average_gradients(module.parameters())
 
 
 def _finite(loss: torch.Tensor, step: int, phase: str) -> None:

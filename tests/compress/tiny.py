@@ -2,6 +2,7 @@
 """A GAN small enough to train in a test."""
 
 import torch
+from torch import nn
 
 from gansparse.tasks import GANTask, dcgan_task
 
@@ -19,3 +20,13 @@ def tiny_task(seed: int = 0, batch_size: int = 8) -> GANTask:
     """A DCGAN of 16x16 pictures with its random weights fixed by the seed."""
     torch.manual_seed(1234)
     return dcgan_task(tiny_images(), nz=8, ngf=8, ndf=8, batch_size=batch_size, seed=seed)
+
+
+def normless_task() -> GANTask:
+    """The same with norms that see one picture only: a share of a batch is no other batch."""
+    task = tiny_task()
+    for module in (task.generator, task.discriminator):
+        for index, layer in enumerate(module.main):
+            if isinstance(layer, nn.BatchNorm2d):
+                module.main[index] = nn.GroupNorm(1, layer.num_features)
+    return task
