@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pruning: which weights stay (granularity), when they go (schedule), and who decides (pruner)."""
 
+from gansparse.sparsity.allocation import erdos_renyi_kernel
 from gansparse.sparsity.granularity import GRANULARITIES, Granularity, Pattern, make_mask
 from gansparse.sparsity.layers import Layer, find_layers, select_layers
 from gansparse.sparsity.pruner import Pruner
@@ -19,6 +20,7 @@ __all__ = [
     "Schedule",
     "SparsityReport",
     "check_masked",
+    "erdos_renyi_kernel",
     "find_layers",
     "make_mask",
     "schedule_by_name",

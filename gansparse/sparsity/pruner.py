@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from gansparse.errors import InputError
+from gansparse.sparsity.allocation import erdos_renyi_kernel
 from gansparse.sparsity.granularity import (
     Granularity,
     Norm,
@@ -23,7 +24,7 @@ from gansparse.sparsity.granularity import (
 from gansparse.sparsity.layers import Layer, Selector, find_layers, matching, select_layers
 from gansparse.sparsity.schedule import AGP, Schedule, schedule_by_name
 
-Scope = Literal["layer", "global"]
+Scope = Literal["layer", "erk", "global"]
 
 
 class Pruner:
@@ -46,7 +47,8 @@ class Pruner:
         schedule: a schedule or its name; ``AGP()`` if None.
         include: layers to prune, by name pattern, class or class name; None: all convolutions.
         exclude: layers to leave dense, named the same way.
-        scope: ``layer`` prunes each layer to its ratio; ``global`` ranks all layers' units
+        scope: ``layer`` prunes each layer to the same ratio; ``erk`` each to its own, by
+            `erdos_renyi_kernel`, so that small layers keep more; ``global`` ranks all layers' units
             together, each by its score over its layer's mean ``|w|``, and prunes the lowest until
             no further unit fits into ``round(sparsity · weights)``.
         vector_size: output channels of one ``vector``.
@@ -87,10 +89,10 @@ class Pruner:
             schedule_by_name(schedule) if isinstance(schedule, str) else schedule or AGP()
         )
         if scope not in get_args(Scope):
-            raise InputError(f"scope must be layer or global, got {scope!r}")
-        if scope == "global" and (granularity == "2:4" or isinstance(sparsity, Mapping)):
+            raise InputError(f"scope must be {', '.join(get_args(Scope))}, got {scope!r}")
+        if scope != "layer" and (granularity == "2:4" or isinstance(sparsity, Mapping)):
             what = "granularity 2:4" if granularity == "2:4" else "one ratio a layer"
-            raise InputError(f"scope global takes one ratio for the model, got {what}")
+            raise InputError(f"scope {scope} takes one ratio for the model, got {what}")
         self.scope = scope
         chosen = select_layers(find_layers(model), include, exclude)
         if not chosen:
@@ -192,7 +194,10 @@ class Pruner:
         """Each layer's checked target by name; layers that no selector matches are left out."""
         targets: dict[str, float] = {}
         if not isinstance(sparsity, Mapping):
-            targets = dict.fromkeys([x.name for x in layers], self._checked(sparsity))
+            ratio = self._checked(sparsity)
+            if self.scope == "erk":
+                return erdos_renyi_kernel(layers, ratio)
+            targets = dict.fromkeys([x.name for x in layers], ratio)
         else:
             for selector, ratio in sparsity.items():
                 for layer in matching(layers, selector):

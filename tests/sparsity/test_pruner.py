@@ -239,9 +239,10 @@ def test_state_dict_of_the_model_stays_ordinary():
         (dict(granularity="2:4", sparsity=0.4), "must be 0.5 .* got 0.4"),
         (dict(granularity="rows"), "got 'rows'"),
         (dict(schedule="linear"), "got 'linear'"),
-        (dict(scope="model"), "scope must be layer or global, got 'model'"),
+        (dict(scope="model"), "scope must be layer, erk, global, got 'model'"),
         (dict(scope="global", sparsity={"0": 0.5}), "got one ratio a layer"),
         (dict(scope="global", granularity="2:4"), "got granularity 2:4"),
+        (dict(scope="erk", granularity="2:4"), "scope erk takes one ratio .* got granularity 2:4"),
     ],
 )
 def test_refuses(arguments, message):
