@@ -68,14 +68,14 @@ def fid(
       gansparse fid real/ real.npz --save-stats --mode clean
       gansparse fid digits/ fake/ --extractor lenet-mnist
     """
-    from gansparse.cli import _device
+    from gansparse.cli_options import choose_device
     from gansparse.data.folder import PictureFolder
     from gansparse.metrics.features import get_extractor
     from gansparse.metrics.generated import GeneratedPictures
     from gansparse.metrics.statistics import Statistics, statistics_of
     from gansparse.progress import ProgressBars
 
-    where = _device(device, threads)
+    where = choose_device(device, threads)
     paths = [path for path in (a, b) if path is not None]
     target = _free(paths.pop()) if save_stats else None
     sides: list[Any] = [_side(path) for path in paths]  # statistics, or a folder to be measured

@@ -23,7 +23,8 @@ def tensorboard_logger(folder: Path) -> Callable[[dict[str, Any]], None]:
     writer = SummaryWriter(str(folder / "tensorboard"))
 
     def log(row: dict[str, Any]) -> None:
-        writer.add_scalar("loss", row["loss"], row["step"])
+        if row["loss"] is not None:
+            writer.add_scalar("loss", row["loss"], row["step"])
         writer.add_scalar("sparsity", row["sparsity"], row["step"])
         for name, value in row["terms"].items():
             writer.add_scalar(f"terms/{name}", value, row["step"])

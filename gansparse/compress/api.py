@@ -3,132 +3,95 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gansparse.compress.compare import Silent, Watcher
 from gansparse.compress.config import Reading, TrainConfig
 from gansparse.compress.trainer import Result, Trainer
-from gansparse.data.digits import as_images, load_digits
 from gansparse.errors import InputError
-from gansparse.files import load_tensors
 from gansparse.metrics.evaluation import Score, real_moments, score_generator
 from gansparse.metrics.features import get_extractor
-from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
-from gansparse.models.dcgan import DCGANGenerator
-from gansparse.tasks import GANTask, dcgan_task
+from gansparse.tasks import GANTask
+from gansparse.tasks.loading import load_task as load_task
 
-TASKS = ("dcgan",)
 SHARE_OF_TRAINING = 0.1  # Yu & Pool 2020, section 4: 1 % to 10 % of the original training
 
 
-def load_task(
-    name: str,
-    data: str | Path,
-    *,
-    generator: str | Path | None = None,
-    discriminator: str | Path | None = None,
-    batch_size: int = 64,
-    seed: int = 0,
-    **options: Any,
-) -> GANTask:
-    """A task by name, with trained networks and data.
+@dataclass(frozen=True)
+class Evaluation:
+    """What a generator scored.
 
-    Args:
-        name: ``dcgan``.
-        data: what `gansparse.data.load_digits` reads.
-        generator: weights file of G_O; default: the shipped one.
-        discriminator: weights file of D_O; default: the shipped one. Give both or neither: a
-            discriminator supervises only the generator it was trained with.
-        batch_size: samples a step.
-        seed: of batches and latents.
-        **options: of `dcgan_task` (``lr``, ``r1``, ...): before the weights' header.
-
-    Raises:
-        InputError: no such task, unreadable data, or one of two weights files.
-        CheckpointError: unusable weights.
+    Attributes:
+        scores: by name of the view: a domain, a direction, or "" where there is one kind.
+        measures: the task's further figures, such as PSNR.
     """
-    if name not in TASKS:
-        raise InputError(f"no task {name!r}; there are: {', '.join(TASKS)}")
-    if (generator is None) != (discriminator is None):
-        given, absent = ("--generator", "--discriminator")
-        if generator is None:
-            given, absent = absent, given
-        raise InputError(
-            f"{given} without {absent}: G and D must be the pair that was trained together"
-        )
-    g_path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
-    d_path = shipped("dcgan_mnist_d.safetensors") if discriminator is None else Path(discriminator)
-    net_g, net_d = load_dcgan_generator(g_path), load_dcgan_discriminator(d_path)
-    images, source = _pictures_like(net_g, data, g_path)
-    _, metadata = load_tensors(g_path)
-    steps = metadata.get("trained_steps", "")
-    options = {
-        "r1": float(metadata.get("r1", "0")),
-        "trained_steps": int(steps) if steps.isdigit() else None,
-        "data_name": source,
-    } | options
-    return dcgan_task(
-        images,
-        generator=net_g,
-        discriminator=net_d,
-        nz=net_g.nz,
-        batch_size=batch_size,
-        seed=seed,
-        **options,
-    )
 
+    scores: dict[str, Score]
+    measures: dict[str, float]
 
-def _pictures_like(net: DCGANGenerator, data: str | Path, path: Path) -> tuple[torch.Tensor, str]:
-    """The data's digits at the size of the generator's pictures, and where they came from."""
-    with torch.no_grad():
-        channels, size = net.eval()(torch.zeros(1, net.nz, 1, 1)).shape[1:3]
-    if channels != 1:
-        raise InputError(f"{path}: makes pictures of {channels} channels, but digits have 1")
-    digits = load_digits(data)
-    return as_images(digits, size), digits.source
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; one view without a name stands at the top."""
+        found: dict[str, Any] = {"measures": self.measures} if self.measures else {}
+        if list(self.scores) == [""]:
+            return self.scores[""].to_dict() | found
+        return {"views": {name: s.to_dict() for name, s in self.scores.items()}} | found
 
 
 def evaluate(
+    name: str,
     data: str | Path,
     *,
-    generator: str | Path | None = None,
-    extractor: str = "lenet-mnist",
+    generator: str | Path | Sequence[str | Path] | None = None,
+    extractor: str | None = None,
     num_samples: int = 10_000,
     device: str | torch.device = "cpu",
-    on_batch: Callable[[int], None] | None = None,
-) -> Score:
-    """Scores a DCGAN generator against real pictures.
+    watcher: Watcher | None = None,
+    **options: Any,
+) -> Evaluation:
+    """Scores a generator against real pictures, in each domain that it makes.
 
     Args:
-        data: what `gansparse.data.load_digits` reads.
-        generator: weights file; default: the shipped generator.
-        extractor: name of the feature network.
+        name: of a task (`gansparse.tasks.loading.TASKS`).
+        data: what the task's loader reads.
+        generator: weights; default: dcgan's shipped generator.
+        extractor: name of the feature network (`gansparse.metrics.features`); default: lenet-mnist
+            for dcgan, else inception.
         num_samples: pictures to generate.
         device: where to compute.
-        on_batch: gets the number of pictures so far.
+        watcher: gets told the progress.
+        **options: as `load_task`.
 
     Raises:
-        InputError: unreadable data, no such extractor.
+        InputError: unreadable data, no such task, option or extractor.
         CheckpointError: unusable weights.
     """
-    path = shipped("dcgan_mnist_g.safetensors") if generator is None else Path(generator)
-    net = load_dcgan_generator(path)
-    images, source = _pictures_like(net, data, path)
-    task = dcgan_task(images, generator=net, nz=net.nz, ndf=1, batch_size=1, data_name=source)
-    network = get_extractor(extractor, device)
-    real = real_moments(images, network, device=device)
-    return score_generator(
-        task.views[0],
-        net.to(device),
-        real,
-        network,
-        num_samples=num_samples,
-        device=device,
-        on_batch=on_batch,
-    )
+    task = load_task(name, data, generator=generator, scoring=True, **options)
+    network = get_extractor(extractor or default_extractor(name), device)
+    told = watcher or Silent()
+    scores = {}
+    for view in task.views:
+        told.start(f"scoring {name} {view.name}".rstrip(), num_samples)
+        scores[view.name] = score_generator(
+            view,
+            task.generator.to(device),
+            real_moments(view.pictures, network, device=device),
+            network,
+            num_samples=num_samples,
+            device=device,
+            on_batch=told.advance,
+        )
+    measures = task.measures(task.generator) if task.measures else {}
+    return Evaluation(scores, measures)
+
+
+def default_extractor(task: str) -> str:
+    """The feature network that scores a task's pictures, unless another is named."""
+    return "lenet-mnist" if task == "dcgan" else "inception"
 
 
 def default_steps(task: GANTask) -> int:

@@ -57,6 +57,7 @@ class Result:
         history: one row per logged step: step, sparsity, loss, terms.
         seconds: wall time of the steps, over all resumes.
         notes: one sentence for each layer that can't reach its target sparsity, and why.
+        files: the generator's weights: one, or one for each network that it consists of.
     """
 
     generator: nn.Module
@@ -65,6 +66,7 @@ class Result:
     history: list[dict[str, Any]] = field(default_factory=list)
     seconds: float = 0.0
     notes: list[str] = field(default_factory=list)
+    files: list[Path] = field(default_factory=list)
 
 
 class Trainer:
@@ -150,7 +152,7 @@ class Trainer:
         config = self.config
         while self.step < config.steps:
             start = time.perf_counter()
-            row = self._train_step(self.step)
+            row = self.train_step(self.step)
             self.step += 1
             self.seconds += time.perf_counter() - start
             turn = row["step"] // self.task.g_every
@@ -163,7 +165,8 @@ class Trainer:
                 self.save()
         return self._finish()
 
-    def _train_step(self, step: int) -> dict[str, Any]:
+    def train_step(self, step: int) -> dict[str, Any]:
+        """One step of D, and of G when it is its turn; the row that is logged."""
         task = self.task
         torch.manual_seed(self.config.seed * 1_000_003 + step)  # dropout, noise inside networks
         for optimizer in (self.opt_g, self.opt_d):
@@ -317,15 +320,16 @@ class Trainer:
                 recalibrate(generator, self._forwards(self.config.recalibration))
         generator.eval()
         masks = self.pruner.state_dict() if self.pruner is not None else {}
+        files: list[Path] = []
         if self.out is not None and distributed.rank() == 0:
             self.save()
             note = {"config": json.dumps(self.config.to_dict()), "task": self.task.name}
-            save_tensors(self.out / "generator.safetensors", generator.state_dict(), note)
+            files = _save_networks(self.out / "generator.safetensors", generator, note)
             if self.d is not None:
-                save_tensors(self.out / "discriminator.safetensors", self.d.state_dict(), note)
+                _save_networks(self.out / "discriminator.safetensors", self.d, note)
             write_json(self.out / "config.json", self.config.to_dict())
         notes = list(self.pruner.notes) if self.pruner is not None else []
-        return Result(generator, self.d, masks, self.history, self.seconds, notes)
+        return Result(generator, self.d, masks, self.history, self.seconds, notes, files)
 
     def _forwards(self, count: int) -> Callable[[nn.Module], None]:
         """Runs ``count`` batches through a module, none of which it was trained on."""
@@ -336,6 +340,15 @@ class Trainer:
                 self.task.generate(module, {k: v.to(self.device) for k, v in batch.items()})
 
         return run
+
+
+def _save_networks(path: Path, module: nn.Module, note: dict[str, str]) -> list[Path]:
+    """Each network in a file of its own, in its own layout, so that it loads anywhere."""
+    parts = dict(module.items()) if isinstance(module, nn.ModuleDict) else {"": module}
+    files = {path.with_stem(f"{path.stem}_{name}".rstrip("_")): net for name, net in parts.items()}
+    for file, net in files.items():
+        save_tensors(file, net.state_dict(), note)
+    return list(files)
 
 
 def _backward(loss: torch.Tensor, module: nn.Module) -> None:

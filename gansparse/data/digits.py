@@ -68,6 +68,26 @@ def load_digits(source: str | Path, split: str = "train") -> Digits:
     return _checked(images, labels, f"{path.name} ({split} split)")
 
 
+def load_idx(
+    folder: str | Path, split: str = "train"
+) -> tuple[torch.Tensor, torch.Tensor]:  # [N, 1, H, W] uint8, [N] int64
+    """Grey pictures of any size with labels, from IDX files named as MNIST's and Fashion-MNIST's.
+
+    Args:
+        folder: holds ``train-images-idx3-ubyte``, ``train-labels-idx1-ubyte`` and the same two of
+            ``t10k``, gzipped or not.
+        split: ``train`` or ``test``.
+
+    Raises:
+        InputError: a file is missing, damaged, or doesn't fit the other.
+    """
+    if split not in _IDX_NAMES:
+        raise InputError(f"load_idx: split must be 'train' or 'test', got {split!r}")
+    images, labels = _from_idx(Path(folder), _IDX_NAMES[split])
+    read = _checked(images, labels, str(folder), size=None)
+    return read.images[:, None], read.labels
+
+
 def as_images(digits: Digits, size: int = 64) -> torch.Tensor:
     """Digits as a DCGAN sees them: uint8 [N, 1, size, size], bilinearly resized.
 
@@ -139,9 +159,10 @@ def read_idx(path: Path) -> np.ndarray:
     return body.reshape(tuple(int(d) for d in dims))
 
 
-def _checked(images: np.ndarray, labels: np.ndarray, source: str) -> Digits:
-    if images.ndim != 3 or images.shape[1:] != (28, 28):
-        raise InputError(f"{source}: images must have shape [N, 28, 28], got {list(images.shape)}")
+def _checked(images: np.ndarray, labels: np.ndarray, source: str, size: int | None = 28) -> Digits:
+    if images.ndim != 3 or (size is not None and images.shape[1:] != (size, size)):
+        shape = "[N, H, W]" if size is None else f"[N, {size}, {size}]"
+        raise InputError(f"{source}: images must have shape {shape}, got {list(images.shape)}")
     if images.dtype.kind == "f" and not np.isfinite(images).all():
         raise InputError(f"{source}: images hold NaN or infinite pixels; mend the file")
     if images.dtype != np.uint8:

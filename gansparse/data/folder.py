@@ -25,8 +25,8 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -37,6 +37,7 @@ from gansparse.errors import InputError
 
 SUFFIXES = (".bmp", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 
+_MODES = {1: "L", 3: "RGB"}  # channels -> Pillow's mode
 _REFUSED = ("F", "I", "LAB")
 # What Pillow raises on damaged files, besides OSError.
 _DAMAGED = (OSError, SyntaxError, ValueError, EOFError, IndexError, Image.DecompressionBombError)
@@ -61,9 +62,35 @@ def read_picture(
         >>> read_picture("photo.jpg").shape  # doctest: +SKIP
         torch.Size([3, 321, 481])
     """
+    return as_tensor(read_image(path, channels))
+
+
+def read_image(path: str | Path, channels: int = 3) -> Image.Image:
+    """`read_picture` as a Pillow image of mode RGB or L, to be resized and cropped."""
+    if channels not in _MODES:
+        raise InputError(f"channels must be 3 (RGB) or 1 (grey), got {channels}")
+    with _damage_named(path), Image.open(path) as image:
+        return _converted(image, _MODES[channels])
+
+
+def picture_size(path: str | Path) -> tuple[int, int]:
+    """Width and height as the file's header tells; its pixels are not decoded."""
+    with _damage_named(path), Image.open(path) as image:
+        return image.width, image.height
+
+
+def as_tensor(
+    image: Image.Image,  # mode RGB or L
+) -> torch.Tensor:  # [C, H, W], uint8
+    """The bytes of a Pillow image."""
+    rows = torch.from_numpy(np.array(image)).reshape(image.height, image.width, -1)  # [H, W, C]
+    return rows.permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def _damage_named(path: str | Path) -> Iterator[None]:
     try:
-        with Image.open(path) as image:
-            pixels = _pixels(image, "RGB" if channels == 3 else "L")
+        yield
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
     except FileNotFoundError:
@@ -72,21 +99,19 @@ def read_picture(
         raise InputError(f"{path}: not a picture; mend or remove it") from None
     except _DAMAGED as error:
         raise InputError(f"{path}: damaged or truncated ({error}); mend or remove it") from None
-    rows = torch.from_numpy(pixels).reshape(*pixels.shape[:2], -1)  # [H, W, C]
-    return rows.permute(2, 0, 1).contiguous()
 
 
-def _pixels(image: Image.Image, mode: str) -> np.ndarray[Any, np.dtype[np.uint8]]:
+def _converted(image: Image.Image, mode: str) -> Image.Image:
     wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
     if wide:
-        return _pixels(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), mode)
+        return _converted(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), mode)
     if image.mode in _REFUSED:
         raise InputError(
             f"pixels of Pillow's mode {image.mode} have no fixed white; save it with 8 or 16 bits"
         )
     if image.mode in ("P", "PA"):
         image = image.convert("RGBA")  # straight to RGB, Pillow warns of transparent palettes
-    return np.array(image.convert(mode))
+    return image.convert(mode)
 
 
 class PictureFolder:
@@ -172,18 +197,54 @@ class PictureFolder:
             batch_size=None,
             num_workers=min(self.num_workers, len(parts)),
         )
-        try:
+        with worker_death_named(self.name):
             for batch in loader:
                 if isinstance(batch, str):
                     raise InputError(batch)
                 yield batch
-        except RuntimeError as error:
-            if "DataLoader worker (pid" not in str(error):
-                raise
-            raise InputError(
-                f"{self.path}: a process that reads pictures was ended, for want of memory perhaps "
-                "(RAM or /dev/shm); use fewer workers, or 0"
-            ) from None
+
+
+@contextmanager
+def worker_death_named(name: str) -> Iterator[None]:
+    """Says in one line that a DataLoader's worker was ended, and what to do."""
+    try:
+        yield
+    except RuntimeError as error:
+        if "DataLoader worker (pid" not in str(error):
+            raise
+        raise InputError(
+            f"{name}: a process that reads pictures was ended, for want of memory perhaps "
+            "(RAM or /dev/shm); use fewer workers, or 0"
+        ) from None
+
+
+def pictures_below(folder: Path, holds: str) -> list[Path]:
+    """All pictures in a folder and its subfolders, sorted.
+
+    Args:
+        folder: where.
+        holds: what should be there, for the message.
+
+    Raises:
+        InputError: no such folder, or no pictures in it.
+    """
+    root = folder.parent
+    if not folder.is_dir() and root.is_dir():
+        others = sorted(p.name for p in root.iterdir() if p.is_dir() and p.name[0] != ".")
+        there = f"it has {_listed(others)}" if others else "it has no subfolders"
+        raise InputError(f"{root}: needs a folder {folder.name} with {holds}; {there}")
+    if not folder.is_dir():
+        raise InputError(f"{root}: no such folder")
+    files = _pictures_in(folder, True)
+    if not files:
+        raise InputError(
+            f"{folder}: holds no pictures ({', '.join(SUFFIXES)}); {holds} belong there"
+        )
+    return files
+
+
+def _listed(names: list[str]) -> str:
+    return ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "")
 
 
 def _pictures_in(folder: Path, recursive: bool) -> list[Path]:

@@ -14,6 +14,7 @@ from gansparse.data.digits import to_float
 from gansparse.data.sampling import ShuffledBatches, latents
 from gansparse.errors import InputError
 from gansparse.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from gansparse.tasks.adversarial import width_for_share
 from gansparse.tasks.gan import Batch, GANTask, Terms
 
 
@@ -156,11 +157,7 @@ def dcgan_task(
         return DCGANDiscriminator(ndf, channels, size)
 
     def small_generator(share: float) -> nn.Module:
-        target = share * sum(p.numel() for p in new_generator().parameters())
-        candidates = (DCGANGenerator(nz, width, channels, size) for width in range(1, ngf + 1))
-        return min(
-            candidates, key=lambda net: abs(sum(p.numel() for p in net.parameters()) - target)
-        )
+        return width_for_share(lambda width: DCGANGenerator(nz, width, channels, size), share, ngf)
 
     return latent_task(
         generator=generator if generator is not None else new_generator(),

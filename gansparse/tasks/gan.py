@@ -73,6 +73,9 @@ class View:
         batch: index -> batch to score with; the same for all generators.
         make: (generator, batch) -> pictures [N, C, H, W] in the range of ``pictures``.
         num_samples: most pictures that ``batch`` has inputs for; None: as many as one likes.
+        beside: batch -> what reports show beside the pictures made of it, in the same range and
+            order: the generator's "input", and where there is one right answer the "truth"; each
+            [N, C, H, W], of any size. None: nothing, as where pictures are made of noise.
     """
 
     name: str
@@ -80,6 +83,7 @@ class View:
     batch: Callable[[int], Batch]
     make: Callable[[nn.Module, Batch], torch.Tensor]
     num_samples: int | None = None
+    beside: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
 
 
 def reinitialised(module: nn.Module) -> nn.Module:

