@@ -54,12 +54,12 @@ def compress(
     include: Annotated[list[str] | None, typer.Option(help="Only these layers (globs).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="All but these layers.")] = None,
     scope: Annotated[
-        str | None,
+        str,
         typer.Option(
-            help="layer: the same ratio in each; erk: small layers keep more; global: the least "
-            "weights of all layers. Default: erk, for 2:4 layer."
+            help="erk: small layers keep more; layer: the same ratio in each; global: the least "
+            "weights of all layers go."
         ),
-    ] = None,
+    ] = "erk",
     settings: Annotated[
         list[str] | None,
         typer.Option("--set", help="NAME=VALUE: any other field of TrainConfig or Reading."),

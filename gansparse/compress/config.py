@@ -66,8 +66,8 @@ class TrainConfig:
         granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
         vector_size: output channels that share a pattern (granularity ``vector``).
         bits: of one weight, in technique m, which quantizes and does not prune.
-        scope: the ratio holds in each ``layer`` alike, or over all of them: ``erk`` (small layers
-            keep more) or ``global``; None: ``erk``, for 2:4 ``layer``. See `Pruner`.
+        scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
+            ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
         include: module names (globs) or types to prune; empty: every convolution.
         exclude: module names or types to leave dense.
         lambda_: weight of L_DC in eq. 9.
@@ -91,7 +91,7 @@ class TrainConfig:
     granularity: str = "element"
     vector_size: int = 16
     bits: int = 4
-    scope: str | None = None
+    scope: str = "erk"
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
     lambda_: float = 0.5

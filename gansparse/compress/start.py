@@ -74,7 +74,7 @@ def make_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Prune
     if not recipe.prunes:
         return None
     granularity: Any = config.granularity  # the pruner refuses what it doesn't know
-    scope: Any = config.scope or ("layer" if granularity == "2:4" else "erk")
+    scope: Any = "layer" if granularity == "2:4" else config.scope
     return Pruner(
         module,
         config.sparsity,

@@ -13,6 +13,7 @@ from gansparse.tasks import dcgan_task
 
 def config(recipe="b", **changes):
     settings = {"steps": 6, "sparsity": 0.75, "save_every": 0, "log_every": 1, "recalibration": 2}
+    settings |= {"scope": "layer"}  # counts that a reader can check
     return TrainConfig(recipe=recipe, **{**settings, **changes})
 
 
