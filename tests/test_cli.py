@@ -21,9 +21,16 @@ COMMANDS = [
     "train",
     "train dcgan",
     "train lenet",
+    "train pix2pix",
+    "train cyclegan",
+    "train stargan",
+    "train srgan",
     "compress",
     "eval",
     "fid",
+    "data",
+    "data check",
+    "data synth",
     "report",
     "demo",
     "info",
@@ -80,7 +87,7 @@ def test_help(command):
         app, [*command.split(), "--help"]
     )
     assert shown.exit_code == 0
-    if command not in ("", "train", "info"):
+    if command not in ("", "train", "data", "info"):
         assert f"gansparse {command}" in shown.stdout, "an example shows how to call it"
 
 

@@ -96,6 +96,18 @@ def cases(data: Path, scratch: Path) -> dict[str, Case]:
     }
 
 
+def cost(case: Case, count: int = 100) -> float:
+    """Milliseconds of one core that a sample takes, whatever else the machine does."""
+    batches = Batches(case.samples, 1, seed=0)
+    first = min(len(batches), 100)  # a small set is in memory after one epoch
+    for step in range(first):
+        batches(step)
+    start = time.process_time()
+    for step in range(first, first + count):
+        batches(step)
+    return 1e3 * (time.process_time() - start) / count
+
+
 def loading_rate(case: Case, workers: int, seconds: float) -> float:
     """Samples a second when nothing else is done, workers being warm."""
     batches = Batches(case.samples, case.batch_size, seed=0, num_workers=workers)
@@ -141,17 +153,18 @@ def main() -> None:
     if chosen.data is None:
         parser.error("--data, or GANSPARSE_DATA, must name the folder of data sets")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, load {os.getloadavg()}")
-    print(f"{'data':32}workers  loads/s  uses/s  step ms  waits ms  waiting")
+    print(f"{'data':32}core ms  workers  loads/s  uses/s  step ms  waits ms  waiting")
     with tempfile.TemporaryDirectory() as scratch:
         found = cases(chosen.data, Path(scratch))
         for case in (found[name] for name in chosen.tasks or found):
+            core = cost(case)
             for workers in chosen.workers:
                 rate = loading_rate(case, workers, chosen.seconds)
                 waited, worked = waiting(case, workers, chosen.steps, chosen.step_ms)
                 used = 1e3 * case.batch_size / worked
                 share = waited / (waited + worked)
                 print(
-                    f"{case.task:32}{workers:7}{rate:9.1f}{used:8.1f}{worked:9.0f}{waited:10.2f}"
+                    f"{case.task:32}{core:7.2f}{workers:9}{rate:9.1f}{used:8.1f}{worked:9.0f}{waited:10.2f}"
                     f"{share:9.1%}",
                     flush=True,
                 )

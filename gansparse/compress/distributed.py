@@ -8,6 +8,7 @@ does anything.
 
 from __future__ import annotations
 
+import atexit
 import os
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -31,6 +32,7 @@ def start(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+        atexit.register(dist.destroy_process_group)  # its threads must end before the interpreter
     return device
 
 
@@ -93,13 +95,27 @@ def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
+def gather(value: Any) -> list[Any]:
+    """Every process's value, in their order."""
+    if processes() == 1:
+        return [value]
+    values: list[Any] = [None] * processes()
+    dist.all_gather_object(values, value)
+    return values
+
+
 def synchronised_norms(module: nn.Module, device: torch.device) -> nn.Module:
     """BatchNorms that see the whole batch: torch has them for CUDA only.
 
-    On the CPU several processes' BatchNorms see their own shares, as in a smaller batch.
+    On the CPU several processes' BatchNorms see their own shares, as in a smaller batch; so do
+    those of a network that has a kind of its own.
     """
     if processes() == 1 or device.type != "cuda":
         return module
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-    synchronised: nn.Module = convert(module)
-    return synchronised
+    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+        synchronised: nn.Module = convert(module)
+        return synchronised
+    for name, child in module.named_children():
+        setattr(module, name, synchronised_norms(child, device))
+    return module

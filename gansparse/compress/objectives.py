@@ -57,6 +57,12 @@ class Objective:
         self.task, self.recipe, self.config, self.d_update = task, recipe, config, d_update
         self.references = References()
 
+    @property
+    def d_sees_original(self) -> bool:
+        """Whether D's loss needs G_O's pictures."""
+        updates = ("consistency", "adversarial-original")
+        return self.recipe.objective == "imitation" or self.d_update in updates
+
     def tapped(self, generator: nn.Module | None) -> AbstractContextManager[list[torch.Tensor]]:
         """Collects the outputs of the generator's inner layers, where the technique needs them."""
         if self.recipe.objective != "layers" or generator is None:
@@ -69,13 +75,16 @@ class Objective:
         real = fake_o if self.recipe.objective == "imitation" else task.real(batch)
         judged_real = task.judge(d, real, batch)
         if self.d_update == "consistency":  # eq. 6, minimised by D itself
-            _, dis_o = self._terms(d, batch, fake_o, judged_real)
-            _, dis_c = self._terms(d, batch, fake_c, judged_real)
-            return self._gap(dis_o, dis_c)
+            terms_o, terms_c = (
+                self._d_terms(d, batch, fake, judged_real, task.judge(d, fake, batch))
+                for fake in (fake_o, fake_c)
+            )
+            return self._gap(terms_o, terms_c)
         fake = fake_o if self.d_update == "adversarial-original" else fake_c
-        terms = task.discriminator_terms(judged_real, task.judge(d, fake, batch), batch)
-        terms |= task.penalty_terms(d, fake, batch)
-        loss = weighted_mean(task, terms)
+        judged = task.judge(d, fake, batch)
+        loss = weighted_mean(task, self._d_terms(d, batch, fake, judged_real, judged))
+        if self.recipe.objective == "imitation":
+            judged_real = task.judge(d, task.real(batch), batch)
         if own := task.real_terms(judged_real, batch):
             loss = loss + weighted_mean(task, own)
         return loss
@@ -109,10 +118,8 @@ class Objective:
         reading = self.config.reading
         with torch.no_grad():
             judged_real = self.task.judge(d, self.task.real(batch), batch)
-        with torch.no_grad(), tapped(weighted_layers(d)) as features_o:
-            gen_o, dis_o = self._terms(d, batch, made.fake_o, judged_real)
-        with tapped(weighted_layers(d)) as features_c:
-            gen_c, dis_c = self._terms(d, batch, made.fake_c, judged_real)
+            gen_o, dis_o, features_o = self._terms(d, batch, made.fake_o, judged_real)
+        gen_c, dis_c, features_c = self._terms(d, batch, made.fake_c, judged_real)
         losses = {
             "L_GC": self._gap(gen_o, gen_c),
             "L_DC": self.config.lambda_ * self._gap(dis_o, dis_c),
@@ -135,10 +142,15 @@ class Objective:
 
     def _terms(
         self, d: nn.Module, batch: Batch, fake: Fake, judged_real: Any
-    ) -> tuple[Terms, Terms]:
-        """Generator's and discriminator's terms of one path."""
-        task = self.task
-        judged = task.judge(d, fake, batch)
-        dis = task.discriminator_terms(judged_real, judged, batch)
-        dis |= task.penalty_terms(d, fake, batch)
-        return task.generator_terms(judged, fake, batch), dis
+    ) -> tuple[Terms, Terms, list[torch.Tensor]]:
+        """Generator's and discriminator's terms of one path; D's features on the way."""
+        with tapped(weighted_layers(d)) as features:
+            judged = self.task.judge(d, fake, batch)
+        gen = self.task.generator_terms(judged, fake, batch)
+        return gen, self._d_terms(d, batch, fake, judged_real, judged), features
+
+    def _d_terms(
+        self, d: nn.Module, batch: Batch, fake: Fake, judged_real: Any, judged: Any
+    ) -> Terms:
+        terms = self.task.discriminator_terms(judged_real, judged, batch)
+        return terms | self.task.penalty_terms(d, fake, batch)

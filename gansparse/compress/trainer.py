@@ -199,21 +199,24 @@ class Trainer:
         batch = distributed.share(self.task.batch(step))
         return {key: value.to(self.device) for key, value in batch.items()}
 
-    def _generate(self, batch: Batch, trains: bool = False) -> Made:
-        """Both generators' fakes; G_C's in the graph if it is to be trained by them."""
+    def _generate(self, batch: Batch, g_turn: bool = False) -> Made:
+        """Both generators' fakes, as far as they are needed; G_C's in the graph on G's turn."""
         task, objective, fake_o = self.task, self.objective, None
+        generate = task.generate if g_turn else task.generate_for_d or task.generate
         with self._autocast(), torch.no_grad(), objective.tapped(self.g_o) as layers_o:
-            if self.g_o is not None:
-                fake_o = task.generate(self.g_o, batch)
-        with self._autocast(), torch.set_grad_enabled(trains), objective.tapped(self.g_c) as layers:
-            return Made(fake_o, task.generate(self.g_c, batch), layers_o, layers)
+            if self.g_o is not None and (g_turn or objective.d_sees_original):
+                fake_o = generate(self.g_o, batch)
+        with self._autocast(), torch.set_grad_enabled(g_turn), objective.tapped(self.g_c) as layers:
+            return Made(fake_o, generate(self.g_c, batch), layers_o, layers)
 
     def _d_phase(self, step: int, batch: Batch, made: Made, terms: dict[str, float]) -> None:
         """The supervisor goes on learning, unless the row fixes it."""
         if self.d is None or self.opt_d is None:
             return
         task = self.task
-        shown = self.pool.exchange(detached(made.fake_c), step)
+        shown = detached(made.fake_c)
+        if self.objective.d_update == "adversarial-compressed":
+            shown = self.pool.exchange(shown, step)
         with self._autocast():
             loss = self.objective.d_loss(self.d, batch, made.fake_o, shown)
         if task.regulariser is not None and step % task.regulariser_every == 0:
@@ -276,10 +279,12 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and the history so far; nothing where there is no ``out``."""
+        pools = distributed.gather(self.pool.state_dict())
         if self.out is None or distributed.rank() > 0:
             return
         self._write_history()
         states = {name: part.state_dict() for name, part in self._parts().items()}
+        states["pool"] = pools
         state = {"parts": states, "config": self.config.to_dict(), "seconds": self.seconds}
         save_checkpoint(self.out / "checkpoints", self.step, state)
 
@@ -293,18 +298,21 @@ class Trainer:
         if path is None or self.out is None:
             return
         step, state = load_checkpoint(path)
-        saved, own = state["config"], json.loads(json.dumps(self.config.to_dict()))
+        made, own = state["config"], json.loads(json.dumps(self.config.to_dict()))
         free = {"log_every", "save_every"}
         if not self.recipe.prunes and self.lr_decay == "none":
             free.add("steps")  # nothing depends on where the run ends
-        changed = [key for key in own if saved.get(key) != own[key] and key not in free]
+        changed = [key for key in own if made.get(key) != own[key] and key not in free]
         if changed:
             raise CheckpointError(
                 f"{path}: was made with another {', '.join(changed)}; "
                 "resume with the same settings or choose another --out"
             )
         for name, part in self._parts().items():
-            part.load_state_dict(state["parts"][name])
+            saved = state["parts"][name]
+            part.load_state_dict(
+                saved[distributed.rank() % len(saved)] if name == "pool" else saved
+            )
         self.step, self.seconds = step, float(state["seconds"])
         if self.pruner is not None:
             self._sparsity = self.pruner.achieved_sparsity()
@@ -321,8 +329,8 @@ class Trainer:
         generator.eval()
         masks = self.pruner.state_dict() if self.pruner is not None else {}
         files: list[Path] = []
+        self.save()
         if self.out is not None and distributed.rank() == 0:
-            self.save()
             note = {"config": json.dumps(self.config.to_dict()), "task": self.task.name}
             files = _save_networks(self.out / "generator.safetensors", generator, note)
             if self.d is not None:

@@ -13,7 +13,7 @@ _STREAMS = {"data": 0, "latent": 1, "evaluation": 2, "pool": 3, "penalty": 4, "a
 def generator_for(seed: int, stream: str, index: int) -> torch.Generator:
     """A CPU generator of its own for each (seed, stream, index)."""
     rng = torch.Generator()
-    rng.manual_seed((seed * 1_000_003 + _STREAMS[stream]) * 1_000_000_007 + index)
+    rng.manual_seed(((seed * 1_000_003 + _STREAMS[stream]) * 1_000_000_007 + index) % 2**63)
     return rng
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from gansparse.data.folder import pictures_below, read_image
 from gansparse.data.transforms import BICUBIC, check_at_least, check_large_enough, draw, unit
@@ -26,6 +27,8 @@ class SuperResolutionFolder:
         augment: False gives the whole picture, of which what exceeds a multiple of ``scale`` is cut
             off right and below. Sizes then differ: take batches of one.
         channels: 3 for RGB, 1 for grey.
+        memory: MiB of decoded pictures that each process may keep: to decode one takes twenty
+            times as long as to crop it. Of DIV2K that is a part; cut its pictures up beforehand.
 
     Raises:
         InputError: no such folder, or no pictures in it.
@@ -40,6 +43,7 @@ class SuperResolutionFolder:
         crop_size: int = 88,
         augment: bool = True,
         channels: int = 3,
+        memory: int = 256,
     ) -> None:
         self.name, self.augment, self.channels = f"{root} ({phase})", augment, channels
         check_at_least(1, scale=scale)
@@ -50,6 +54,8 @@ class SuperResolutionFolder:
         if not any(path.is_dir() for path in phases.values()):
             folder = Path(root)
         self.files = pictures_below(folder, "high-resolution pictures")
+        self._room = memory * 2**20  # bytes
+        self._kept: dict[int, Image.Image] = {}
 
     def __len__(self) -> int:
         return len(self.files)
@@ -62,7 +68,7 @@ class SuperResolutionFolder:
         self, index: int, rng: torch.Generator
     ) -> dict[str, torch.Tensor]:  # lr [C, h, w], hr [C, H, W], float32 in [0, 1]
         """One picture at both resolutions; ``rng`` decides where the crop is."""
-        image = read_image(self.files[index], self.channels)
+        image = self._image(index)
         self.check(self.files[index], image.size)
         width, height = image.size
         if self.augment:
@@ -72,3 +78,13 @@ class SuperResolutionFolder:
             hr = image.crop((0, 0, width - width % self.scale, height - height % self.scale))
         lr = hr.resize((hr.width // self.scale, hr.height // self.scale), BICUBIC)
         return {"lr": unit(lr), "hr": unit(hr)}
+
+    def _image(self, index: int) -> Image.Image:
+        if index in self._kept:
+            return self._kept[index]
+        image = read_image(self.files[index], self.channels)
+        size = image.width * image.height * (4 if self.channels == 3 else 1)  # as Pillow stores it
+        if self.augment and size <= self._room:
+            self._room -= size
+            self._kept[index] = image
+        return image

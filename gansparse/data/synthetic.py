@@ -226,14 +226,9 @@ def draw_face(size: int, *, seed: int, number: int) -> Array:  # uint8 [1.22 siz
         beard = face & (y > 0.13) & ~oval(0, 0.18, 0.09, 0.035)
         picture[beard] = 0.6 * skin + 0.3 * tint
     if not young:  # wrinkles, and grey at the sides
-        for line in (-0.15, -0.125, 0.0, 0.02):
-            lined = (
-                face
-                & ~fringe
-                & (np.abs(y - line) < 0.004)
-                & (np.abs(x) > (0 if line < -0.1 else 0.12))
-            )
-            picture[lined] = 0.68 * skin
+        for line, start in ((-0.15, 0), (-0.125, 0), (0.0, 0.12), (0.02, 0.12)):
+            lined = (np.abs(y - line) < 0.004) & (np.abs(x) > start)
+            picture[lined & face & ~fringe] = 0.68 * skin
         grey = mane & ~face & (np.abs(x) > 0.17)
         picture[grey] = 0.5 * picture[grey] + 90
     return _reduced(picture + rng.normal(0, 5, (height, width, 1)))

@@ -154,7 +154,7 @@ class SRGANDiscriminator(nn.Module):
         images: torch.Tensor,  # [N, nc, H, W], in [0, 1]
     ) -> torch.Tensor:  # [N], in [0, 1]: probability of being real
         """Probabilities of the pictures."""
-        return torch.sigmoid(self.net(images).reshape(-1))
+        return torch.sigmoid(self.net(images).reshape(-1).float())
 
 
 def generator_from_state(state: State, path: str | Path) -> SRGANGenerator:

@@ -231,8 +231,11 @@ def _view(evaluation: CountedBatches, name: str, sizes: Mapping[str, int]) -> Vi
         fake: torch.Tensor = _part(generator, name)(batch[source])
         return fake
 
+    def beside(batch: Batch) -> Batch:
+        return {"input": batch[source]}
+
     real = first_samples(evaluation, target, sizes[target])
-    return View(f"{source} to {target}", real, evaluation, make, sizes[source])
+    return View(f"{source} to {target}", real, evaluation, make, sizes[source], beside)
 
 
 def _judge(discriminator: nn.Module, images: Fake, batch: Batch) -> Judged:

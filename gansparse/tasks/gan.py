@@ -115,6 +115,8 @@ class GANTask:
         batch: step -> batch. A pure function of the step, so that a resumed run sees the same
             batches.
         generate: (generator, batch) -> fake.
+        generate_for_d: the same where only D is to judge it: what G's terms need beside may be left
+            out; None: ``generate``.
         generator_terms: (judged fake, fake, batch) -> {"gen": [N], "cla": [N], "rec": [N]}.
         discriminator_terms: (judged real, judged fake, batch) -> {"dis": [N]}.
         pictures: the real pictures [M, C, H, W], uint8, or float in the generator's range.
@@ -156,6 +158,7 @@ class GANTask:
     evaluation: Callable[[int], Batch] | None = None
     views: Sequence[View] = ()
     measures: Callable[[nn.Module], dict[str, float]] | None = None
+    generate_for_d: Callable[[nn.Module, Batch], Fake] | None = None
     real: Callable[[Batch], Fake] = _real
     penalty_terms: Callable[[nn.Module, Fake, Batch], Terms] = _no_penalty
     real_terms: Callable[[Any, Batch], Terms] = _no_terms

@@ -232,6 +232,7 @@ def _stargan(
         return ClassFolder(data, phase, classes=chosen, **common)
 
     train, test = labelled("train"), labelled("test")
+    options.setdefault("classes", not isinstance(train, AttributeFolder))
     options.setdefault("d_repeat_num", min(6, int(math.log2(image_size))))
     return stargan_task(
         Batches(train, batch_size, seed, num_workers=num_workers),

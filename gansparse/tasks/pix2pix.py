@@ -59,8 +59,9 @@ def pix2pix_task(
     ====  ==========================================================================
 
     The U-Net's dropout is its source of noise. Here it is a function of the batch, so two
-    generators get the same noise for the same batch, and scores repeat. Pictures to be scored are
-    made one by one, as the authors make them: each is normalised by its own statistics.
+    generators (of one memory format) get the same noise for the same batch, and scores repeat.
+    Pictures to be scored are made one by one, as the authors make them: each is normalised by its
+    own statistics.
 
     Args:
         batches: step -> {"a", "b"}: pairs of pictures [N, C, H, W], float in [-1, 1];
@@ -108,7 +109,7 @@ def pix2pix_task(
     critic: nn.Module = discriminator
 
     def batch(step: int) -> Batch:
-        return {**batches(step), "noise": _noise(seed, "latent", step)}
+        return _with_noise(batches(step), seed, "latent", step)
 
     def generator_terms(judged: torch.Tensor, fake: torch.Tensor, batch: Batch) -> Terms:
         return {"gen": generator_loss(judged), "rec": per_sample_l1(fake, batch["b"])}
@@ -137,9 +138,13 @@ def pix2pix_task(
     )
 
 
-def _noise(seed: int, stream: str, index: int) -> torch.Tensor:  # [1], int64
-    """The seed of a batch's dropout."""
-    return torch.randint(2**62, (1,), generator=generator_for(seed, stream, index))
+def _with_noise(batch: Batch, seed: int, stream: str, index: int) -> Batch:
+    """The batch, and "noise" [N] int64, whose first is the seed of its dropout.
+
+    One a sample, so that several processes which share a batch each have their own.
+    """
+    rng = generator_for(seed, stream, index)
+    return {**batch, "noise": torch.randint(2**62, (batch["a"].shape[0],), generator=rng)}
 
 
 @contextmanager
@@ -147,7 +152,7 @@ def _drawing_from(batch: Batch) -> Iterator[None]:
     """What is drawn at random in here is a function of the batch."""
     a = batch["a"]
     with torch.random.fork_rng([a.device] if a.is_cuda else []):
-        torch.manual_seed(int(batch["noise"]))
+        torch.manual_seed(int(batch["noise"][0]))
         yield
 
 
@@ -159,14 +164,17 @@ def _generate(generator: nn.Module, batch: Batch) -> torch.Tensor:  # [N, C, H, 
 
 def _view(evaluation: CountedBatches) -> View:
     def batch(index: int) -> Batch:
-        return {**evaluation(index), "noise": _noise(0, "evaluation", index)}
+        return _with_noise(evaluation(index), 0, "evaluation", index)
+
+    def beside(batch: Batch) -> Batch:
+        return {"input": batch["a"], "truth": batch["b"]}
 
     def make(generator: nn.Module, batch: Batch) -> torch.Tensor:  # [N, C, H, W]
         with _drawing_from(batch):
             return torch.cat([generator(picture) for picture in torch.split(batch["a"], 1)])
 
     count = count_samples(evaluation, "b")
-    return View("a to b", first_samples(evaluation, "b", count), batch, make, count)
+    return View("a to b", first_samples(evaluation, "b", count), batch, make, count, beside)
 
 
 def _discriminator(channels: int, ndf: int, patch_layers: int) -> nn.Module:

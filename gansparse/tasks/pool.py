@@ -43,7 +43,7 @@ class ImagePool:
         pictures: torch.Tensor,  # [N, C, H, W]
         rng: torch.Generator,
     ) -> torch.Tensor:  # [N, C, H, W]
-        kept = self.kept.get(name, pictures[:0])
+        kept = self.kept.get(name, pictures[:0]).to(pictures.device)
         shown = pictures.clone()
         for index in range(pictures.shape[0]):
             if kept.shape[0] < self.size:

@@ -131,7 +131,7 @@ def quality(
         figures: dict[str, float] = {}
         try:
             for name, pairs in sets.items():
-                psnr = PeakSignalNoiseRatio(border=0)
+                psnr = PeakSignalNoiseRatio(border=scale)
                 ssim = StructuralSimilarityIndexMeasure(border=scale)
                 for lr, hr in _pairs(pairs):
                     sr = _signed(generator(lr.to(device)))
@@ -238,9 +238,14 @@ def srgan_task(
         **options: further fields of `GANTask`.
 
     Raises:
-        InputError: a scale that there is not, or nothing to take features from.
+        InputError: a scale that there is not, networks of another GAN, or nothing to take features
+            from.
         CheckpointError: not VGG16's weights.
     """
+    kinds = (generator, (SRGANGenerator, MSRResNet)), (discriminator, SRGANDiscriminator)
+    for net, kind in kinds:
+        if not isinstance(net, kind) and net is not None:
+            raise InputError(f"srgan: can't be trained with a {type(net).__name__}")
     features = perceptual_features(perceptual, discriminator)
     if generator is None:
         generator = SRGANGenerator(scale, ngf, blocks, batches(0)["hr"].shape[1])

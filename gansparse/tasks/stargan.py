@@ -249,15 +249,11 @@ def stargan_task(
         generator = StarGANGenerator(conv_dim, c_dim, g_repeat_num, channels)
     if discriminator is None:
         discriminator = StarGANDiscriminator(size, conv_dim, c_dim, d_repeat_num, channels)
-    for name, net in (("generator", generator), ("discriminator", discriminator)):
-        if net.c_dim != c_dim:
-            raise InputError(f"stargan: the {name} knows {net.c_dim} domains, the data has {c_dim}")
-    if discriminator.image_size != size:
-        raise InputError(
-            f"stargan: the discriminator takes pictures of {discriminator.image_size} pixels a "
-            f"side, the data has {size}"
-        )
-    width, blocks = _sizes(generator)
+    _check_fit(generator, StarGANGenerator, {"c_dim": c_dim})
+    _check_fit(discriminator, StarGANDiscriminator, {"c_dim": c_dim, "image_size": size})
+    width, blocks, nc = _sizes(generator)
+    if nc != channels:
+        raise InputError(f"stargan: the generator makes {nc} channels, but the data has {channels}")
 
     def batch(step: int) -> Batch:
         found = batches(step)
@@ -303,6 +299,7 @@ def stargan_task(
         discriminator=discriminator,
         batch=batch,
         generate=_generate,
+        generate_for_d=lambda module, batch: {"fake": translate(module, batch)},
         judge=_judge,
         generator_terms=generator_terms,
         discriminator_terms=_discriminator_terms,
@@ -314,14 +311,25 @@ def stargan_task(
     )
 
 
+def _check_fit(net: nn.Module, kind: type[nn.Module], sizes: dict[str, int]) -> None:
+    if not isinstance(net, kind):
+        raise InputError(f"stargan: needs a {kind.__name__}, got a {type(net).__name__}")
+    for name, size in sizes.items():
+        if getattr(net, name) != size:
+            raise InputError(
+                f"stargan: the {kind.__name__} has {name} {getattr(net, name)}, but the data {size}"
+            )
+
+
 def _one_hot(
     labels: torch.Tensor,  # [N, c_dim]
 ) -> bool:
     return bool((labels.sum(1) == 1).all())
 
 
-def _sizes(generator: StarGANGenerator) -> tuple[int, int]:
-    """conv_dim and repeat_num."""
+def _sizes(generator: StarGANGenerator) -> tuple[int, int, int]:
+    """conv_dim, repeat_num and nc."""
     first = generator.main[0]
     assert isinstance(first, nn.Conv2d)
-    return first.out_channels, sum(isinstance(layer, ResidualBlock) for layer in generator.main)
+    blocks = sum(isinstance(layer, ResidualBlock) for layer in generator.main)
+    return first.out_channels, blocks, first.in_channels - generator.c_dim

@@ -17,15 +17,18 @@ from gansparse.files import load_tensors
 VICTIM = Path(__file__).with_name("distributed_victim.py")
 
 
-def run(out, recipe, reduction, count):
-    """The history and final generator of ``count`` processes."""
+CASES = ("b-sample", "b-batch", "d-sample", "l-sample")
+
+
+def run(out, count):
+    """Runs all cases in ``count`` processes."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     started = [
         subprocess.Popen(
-            [sys.executable, str(VICTIM), str(out), recipe, reduction],
+            [sys.executable, str(VICTIM), str(out), *CASES],
             env=os.environ | world | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
             stderr=subprocess.PIPE,
             text=True,
@@ -33,26 +36,29 @@ def run(out, recipe, reduction, count):
         for rank in range(count)
     ]
     for process in started:
-        _, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=200)
         assert process.returncode == 0, errors
-    rows = [json.loads(line) for line in (out / "history.jsonl").read_text().splitlines()]
-    return rows, load_tensors(out / "generator.safetensors")[0]
+    return out
 
 
-@pytest.mark.parametrize(
-    ("recipe", "reduction"), [("b", "sample"), ("b", "batch"), ("d", "sample"), ("l", "sample")]
-)
-def test_two_processes_give_the_loss_curve_of_one(tmp_path, recipe, reduction):
-    (rows, net), (rows2, net2) = (
-        run(tmp_path / str(count), recipe, reduction, count) for count in (1, 2)
-    )
-    assert len(rows) == len(rows2) == 8
-    for one, two in zip(rows, rows2, strict=True):
-        assert one["terms"].keys() == two["terms"].keys()
-        for name, value in one["terms"].items():
-            assert two["terms"][name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
-    for name, value in net.items():
-        torch.testing.assert_close(net2[name], value, rtol=1e-3, atol=1e-4)
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    return [run(folder / str(count), count) for count in (1, 2)]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_give_the_loss_curve_of_one(runs, case):
+    histories = [(out / case / "history.jsonl").read_text().splitlines() for out in runs]
+    nets = [load_tensors(out / case / "generator.safetensors")[0] for out in runs]
+    assert len(histories[0]) == 8
+    for one, two in zip(*histories, strict=True):
+        expected, found = json.loads(one)["terms"], json.loads(two)["terms"]
+        assert expected.keys() == found.keys()
+        for name, value in expected.items():
+            assert found[name] == pytest.approx(value, rel=1e-4, abs=1e-6), name
+    for name, value in nets[0].items():
+        torch.testing.assert_close(nets[1][name], value, rtol=1e-3, atol=1e-4)
 
 
 def test_one_process_takes_whole_batches():

@@ -48,6 +48,21 @@ def test_the_whole_picture_cut_to_a_multiple(tmp_path):
     np.testing.assert_array_equal(got["lr"].numpy(), unit(reduced(pixels[:8, :12], 4)))
 
 
+def test_pictures_are_decoded_once_while_there_is_room(tmp_path):
+    pictures(tmp_path, 3, 300, 400)  # 4 bytes a pixel: two fit into a MiB
+    samples, anew = (SuperResolutionFolder(tmp_path, memory=m) for m in (1, 0))
+    want = [anew.sample(i, rng(i)) for i in range(3)]
+    for _ in range(2):
+        for i in range(3):
+            got = samples.sample(i, rng(i))
+            assert all(torch.equal(got[key], want[i][key]) for key in want[i])
+    for file in samples.files:
+        file.unlink()
+    assert torch.equal(samples.sample(1, rng(1))["lr"], want[1]["lr"])
+    refused(lambda: samples.sample(2, rng()), r"02\.png: no such file")
+    refused(lambda: anew.sample(1, rng()), r"01\.png: no such file")
+
+
 def test_div2k_by_phase_and_other_folders_whatever_the_phase(tmp_path):
     pictures(tmp_path / "DIV2K_train_HR", 2, 9, 9)
     refused(lambda: SuperResolutionFolder(tmp_path, "test"), "needs a folder DIV2K_valid_HR")

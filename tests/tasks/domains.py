@@ -30,7 +30,7 @@ class Domains:
 
 def config(recipe, **changes):
     settings = {"steps": 3, "sparsity": 0.5, "save_every": 0, "log_every": 1, "recalibration": 0}
-    return TrainConfig(recipe=recipe, **{**settings, "ema": 0.0, **changes})
+    return TrainConfig(recipe=recipe, **{**settings, "ema": 0.0, "scope": "layer", **changes})
 
 
 def state_of(*modules):

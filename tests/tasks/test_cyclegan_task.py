@@ -123,6 +123,8 @@ def test_techniques_train(recipe, direction):
     if recipe == "b":
         assert {"L_GC", "L_DC", "gen", "rec", "output", "D"} <= set(result.history[0]["terms"])
     assert same(before, state_of(*nets.values())), "the networks given are left as they were"
+    parameters = [p for net in nets.values() for p in net.parameters()]
+    assert all(p.requires_grad and p.grad is None for p in parameters)
 
 
 def test_one_direction_is_one_network_and_its_file_a_generators(tmp_path):
@@ -229,13 +231,16 @@ def test_views_score_each_direction_by_its_own_network(direction, order, names):
     ]
     for view, (source, target) in zip(task.views, order.split(), strict=True):
         count = {"a": 3, "b": 5}
-        real = torch.cat(list(view.pictures()))
+        parts = list(view.pictures())
+        assert all(len(part) for part in parts)
+        real = torch.cat(parts)
         assert torch.equal(real, test_set.pictures[target][: count[target]])
         made = torch.cat(list(generated(view, task.generator, count[source])))
         with torch.no_grad():
             net = nets["generator"][f"{source}2{target}"]
             whole = torch.cat([net(test_set(index)[source]) for index in range(3)])
         assert torch.equal(made, whole[: count[source]])
+        assert torch.equal(view.beside(view.batch(0))["input"], test_set(0)[source])
 
 
 def test_without_sizes_every_test_picture_counts():

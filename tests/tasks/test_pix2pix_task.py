@@ -75,7 +75,7 @@ def test_training_is_the_originals_loop():
             optimizer.param_groups[0]["lr"] = 2e-4 * min(1.0, 2.0 - 2.0 * step / 3)
         batch = task.batch(step)
         a, b = batch["a"], batch["b"]
-        torch.manual_seed(int(batch["noise"]))
+        torch.manual_seed(int(batch["noise"][0]))
         fake = g(a)
         said_fake, said_real = d(torch.cat([a, fake.detach()], 1)), d(torch.cat([a, b], 1))
         loss_d = 0.5 * (
@@ -142,6 +142,7 @@ def test_noise_belongs_to_the_batch():
     global_state = torch.get_rng_state()
     fakes = [task.generate(task.generator, task.batch(step)) for step in (0, 0, len(Domains()))]
     assert torch.equal(global_state, torch.get_rng_state())
+    assert task.batch(0)["noise"].shape == (2,), "so that processes can share the batch"
     assert torch.equal(fakes[0], fakes[1])
     assert torch.equal(task.batch(0)["a"], task.batch(2)["a"])
     assert not torch.equal(fakes[0], fakes[2]), "dropout is not live, or this test shows nothing"
@@ -156,6 +157,9 @@ def test_scored_are_all_test_pictures_each_by_its_own_statistics():
         assert view.num_samples == 5
         assert torch.equal(torch.cat(list(view.pictures())), test_set.pictures["b"])
         made.append(torch.cat(list(generated(view, nets["generator"], 5))))
+        shown, batch = view.beside(view.batch(0)), test_set(0)
+        assert torch.equal(shown["input"], batch["a"])
+        assert torch.equal(shown["truth"], batch["b"])
     assert torch.equal(made[0], made[1])
     assert torch.equal(made[0], made[2])
 
@@ -198,10 +202,9 @@ def test_the_small_generator_is_like_the_dense_one_but_narrower(norm):
     generator = UNetGenerator(1, 2, 16, num_downs=6, norm=norm).live_in_eval(False)
     task = tiny(Domains(channels=(1, 2)), generator=generator)
     dense = sum(p.numel() for p in generator.parameters())
-    counts = {
-        ngf: sum(p.numel() for p in UNetGenerator(1, 2, ngf, num_downs=6, norm=norm).parameters())
-        for ngf in range(1, 17)
-    }
+    with torch.device("meta"):
+        widths = {n: UNetGenerator(1, 2, n, num_downs=6, norm=norm) for n in range(1, 17)}
+    counts = {ngf: sum(p.numel() for p in net.parameters()) for ngf, net in widths.items()}
     for share in (0.01, 0.25, 0.5, 0.9, 1.0):
         small = task.small_generator(share)
         nearest = min(counts, key=lambda ngf, share=share: abs(counts[ngf] - share * dense))

@@ -413,15 +413,23 @@ def test_new_and_small_generators() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"generator": StarGANGenerator(4, 5, 1)}, "the generator knows 5 domains, the data has 3"),
+        (
+            {"generator": StarGANGenerator(4, 5, 1)},
+            "the StarGANGenerator has c_dim 5, but the data 3",
+        ),
         (
             {"discriminator": StarGANDiscriminator(16, 4, 8, 3)},
-            "the discriminator knows 8 domains, the data has 3",
+            "the StarGANDiscriminator has c_dim 8, but the data 3",
         ),
         (
             {"discriminator": StarGANDiscriminator(32, 4, 3, 3)},
-            "takes pictures of 32 pixels a side, the data has 16",
+            "the StarGANDiscriminator has image_size 32, but the data 16",
         ),
+        (
+            {"generator": StarGANGenerator(4, 3, 1, nc=1)},
+            "the generator makes 1 channels, but the data has 3",
+        ),
+        ({"generator": nn.Identity()}, "needs a StarGANGenerator, got a Identity"),
     ],
 )
 def test_networks_that_do_not_fit_are_refused(options, message: str) -> None:
