@@ -53,9 +53,15 @@ def trained(request, tmp_path_factory):
     return name, place
 
 
+def paths(place):
+    return [
+        sorted((place / "pair").glob(f"{what}*.safetensors"))
+        for what in ("generator", "discriminator")
+    ]
+
+
 def pair(place):
-    generators = sorted((place / "pair").glob("generator*.safetensors"))
-    critics = sorted((place / "pair").glob("discriminator*.safetensors"))
+    generators, critics = paths(place)
     return [part for g in generators for part in ("--generator", g)], [
         part for d in critics for part in ("--discriminator", d)
     ]
@@ -72,6 +78,10 @@ def test_compress_and_score(trained):
     out = place / "compressed"
     done = compress(name, place, "--sparsity", 0.5, "--out", out, "--save-every", 0)
     assert done.exit_code == 0, done.output
+    task = load_task(
+        name, place / "data", **dict(zip(("generator", "discriminator"), paths(place)))
+    )
+    assert task.trained_steps == STEPS.get(name, 2)
     files = sorted(out.glob("generator*.safetensors"))
     assert len(files) == (2 if name == "cyclegan" else 1)
     for file in files:

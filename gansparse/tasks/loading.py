@@ -93,7 +93,10 @@ def load_task(
     if scoring:
         options.setdefault("batch_size", 1)  # nothing is trained, however few pictures there are
     torch.manual_seed(seed)  # of new networks
-    return load(data, _listed(generator), _listed(discriminator), seed=seed, **options)
+    files = _listed(generator)
+    if files:
+        options.setdefault("trained_steps", _trained_steps(_header(files[0])))
+    return load(data, files, _listed(discriminator), seed=seed, **options)
 
 
 def _dcgan(
@@ -116,11 +119,10 @@ def _dcgan(
     net_g = load_dcgan_generator(g_path)
     net_d = None if d_path is None else load_dcgan_discriminator(d_path)
     images, source = _pictures_like(net_g, data, g_path)
-    _, metadata = load_tensors(g_path)
-    steps = metadata.get("trained_steps", "")
+    header = _header(g_path)
     options = {
-        "r1": float(metadata.get("r1", "0")),
-        "trained_steps": int(steps) if steps.isdigit() else None,
+        "r1": float(header.get("r1", "0")),
+        "trained_steps": _trained_steps(header),
         "data_name": source,
     } | options
     return dcgan_task(images, generator=net_g, discriminator=net_d, nz=net_g.nz, **options)
@@ -295,6 +297,18 @@ def _listed(files: Files) -> list[Path]:
     if files is None:
         return []
     return [Path(files)] if isinstance(files, (str, Path)) else [Path(file) for file in files]
+
+
+def _header(path: Path) -> dict[str, str]:
+    """What the file says of itself: nothing, unless it is of ours."""
+    if path.suffix != ".safetensors":
+        return {}
+    return load_tensors(path)[1]
+
+
+def _trained_steps(header: dict[str, str]) -> int | None:
+    steps = header.get("trained_steps", "")
+    return int(steps) if steps.isdigit() else None
 
 
 def _one(files: list[Path], what: str) -> Path | None:
