@@ -8,11 +8,12 @@ import os
 import sys
 import warnings
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
 
+from gansparse.cli_compare import compare, sweep
 from gansparse.cli_compress import compress, evaluate
 from gansparse.cli_data import data_app
 from gansparse.cli_fid import fid
@@ -38,6 +39,8 @@ app = typer.Typer(
 )
 app.add_typer(train_app, name="train")
 app.command("compress")(compress)
+app.command("compare")(compare)
+app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("fid")(fid)
 app.add_typer(data_app, name="data")
@@ -108,7 +111,7 @@ def info(
     say(json.dumps(collect(), indent=2) if as_json else format_info())
 
 
-def _note(message: Warning | str, kind: type[Warning], *_: object, **__: object) -> None:
+def _note(message: Warning | str, kind: type[Warning], *_: Any, **__: Any) -> None:
     """A warning as one line, without the place in the code that gave it."""
     if not issubclass(kind, DeprecationWarning):
         typer.echo(f"gansparse: note: {message}", err=True)
@@ -117,7 +120,7 @@ def _note(message: Warning | str, kind: type[Warning], *_: object, **__: object)
 def main() -> NoReturn:
     """Entry point: errors a user can mend are one line and exit status 2."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    warnings.showwarning = _note
+    warnings.showwarning = _note  # type: ignore[assignment]
     try:
         app()
     except GansparseError as error:

@@ -3,13 +3,16 @@
 
 from __future__ import annotations
 
+import fcntl
+import functools
+import hashlib
 import json
 import platform
 import shlex
-import statistics
 import sys
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, Protocol
@@ -19,37 +22,24 @@ from torch import nn
 
 from gansparse import __version__
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.parallel import Row, rows_by_processes
 from gansparse.compress.recipes import RECIPES
+from gansparse.compress.samples import beside, save_samples
+from gansparse.compress.scoring import Scorer, Silent, Watcher
 from gansparse.compress.trainer import Trainer
-from gansparse.errors import InputError
-from gansparse.files import read_json, save_tensors, write_json
-from gansparse.metrics.evaluation import Score, generated, real_moments, score_generator
-from gansparse.metrics.features import Extractor
-from gansparse.metrics.moments import FeatureMoments
+from gansparse.errors import InputError, OutputError, TrainingError
+from gansparse.files import read_json, write_json
+from gansparse.metrics.features import Extractor, get_extractor
 from gansparse.sparsity import sparsity_report
-from gansparse.tasks.gan import GANTask, View
-
-SHOWN_PICTURES = 64
+from gansparse.tasks.gan import GANTask
 
 
-class Watcher(Protocol):
-    """Gets told how far a comparison is (the command line draws bars from it)."""
+class TaskSource(Protocol):
+    """Makes the task of a seed: ``functools.partial(load_task, "dcgan", data)``, say."""
 
-    def start(self, label: str, total: int) -> None:
-        """A piece of work of ``total`` steps begins."""
-
-    def advance(self, done: int) -> None:
-        """``done`` of its steps are done."""
-
-
-class Silent:
-    """Watches nothing."""
-
-    def start(self, label: str, total: int) -> None:
-        """Does nothing."""
-
-    def advance(self, done: int) -> None:
-        """Does nothing."""
+    def __call__(self, *, seed: int) -> GANTask:
+        """The seed decides the batches; the trained networks and what is scored stay the same."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -66,173 +56,291 @@ class Entry:
         label = f"-{self.label.replace(' ', '_')}" if self.label else ""
         return f"{c.recipe}-{c.granularity.replace(':', '')}-{c.sparsity:g}-seed{c.seed}{label}"
 
+    def identity(self) -> Row:
+        """What a report tells it by."""
+        c = self.config
+        return {
+            "key": c.recipe,
+            "technique": RECIPES[c.recipe].technique,
+            "label": self.label or ("ours" if c.recipe == "b" else ""),
+            "granularity": c.granularity,
+            "sparsity": c.sparsity,
+            "seed": c.seed,
+        }
+
 
 class Comparison:
-    """Runs entries one after another and keeps ``report.json`` up to date after each.
+    """Runs entries, in one process or several, and keeps ``report.json`` up to date after each.
+
+    A run that was stopped goes on from its newest checkpoint; a finished one is not run again.
 
     Args:
-        task: networks, data, losses.
-        extractor: feature network of the scores.
+        task: networks, data, losses; or a function that makes them for a seed, so that runs of
+            different seeds see different batches. Several processes need a picklable function.
+        extractor: feature network of the scores, or its name, which several processes need.
         out: folder; each run has one of its own in it.
         title: of the report.
         num_samples: pictures a generator is scored with.
+        yardstick: a second dense generator, trained from another seed: how far its pictures are
+            from the first one's tells which differences are but noise of training.
         device: where to compute.
-        watcher: gets told the progress.
+        watcher: gets told the progress of the present piece of work.
+        on_share: gets the share of the present run that is done.
         command: what the user typed, for the report.
     """
 
     def __init__(
         self,
-        task: GANTask,
-        extractor: Extractor,
+        task: GANTask | TaskSource,
+        extractor: Extractor | str,
         out: str | Path,
         *,
         title: str = "gansparse comparison",
         num_samples: int = 10_000,
+        yardstick: nn.Module | None = None,
         device: str | torch.device = "cpu",
         watcher: Watcher | None = None,
+        on_share: Callable[[float], None] | None = None,
         command: str | None = None,
     ) -> None:
-        self.task, self.extractor, self.out = task, extractor, Path(out)
-        self.num_samples, self.device = num_samples, torch.device(device)
+        self.device, self.out = torch.device(device), Path(out)
+        self.extractor = (
+            get_extractor(extractor, self.device) if isinstance(extractor, str) else extractor
+        )
+        self.title, self.yardstick = title, yardstick
         self.watcher: Watcher = watcher or Silent()
-        self.title = title
+        self.on_share = on_share or (lambda share: None)
         self.command = command or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])
-        self._real: dict[str, FeatureMoments] = {}
-        if not task.views:
-            raise InputError(f"task {task.name} has no pictures to score: give it pictures=")
+        self.scorer = Scorer(
+            self.extractor, num_samples, self.out, device=self.device, watcher=self.watcher
+        )
+        self._source = task
+        self._made: dict[int, GANTask] = {}
+        # What each of several processes makes its own of.
+        self._make = functools.partial(Comparison, task, extractor, out, num_samples=num_samples)
 
-    def run(self, entries: Sequence[Entry]) -> dict[str, Any]:
-        """Runs what is not done yet, scores it, and returns the report's document.
+    def task(self, seed: int) -> GANTask:
+        """The task of that seed.
 
         Raises:
-            GansparseError: as the trainer; runs finished before are kept.
+            InputError: it has nothing to score.
         """
-        dense = self._dense()
-        runs = []
-        for entry in entries:
-            runs.append(self._entry(entry, dense))
-            document = self._document(dense, runs)
-            write_json(self.out / "report.json", document)
+        if isinstance(self._source, GANTask):
+            task = self._source
+        else:
+            if seed not in self._made:
+                self._made.clear()  # frees the memory of the one before
+                self._made[seed] = self._source(seed=seed)
+            task = self._made[seed]
+        if not task.views:
+            raise InputError(f"task {task.name} has no pictures to score: give it pictures=")
+        return task
+
+    def run(
+        self,
+        entries: Sequence[Entry],
+        *,
+        devices: Sequence[torch.device] = (),
+        threads: int = 0,
+        watchers: Sequence[Watcher] = (),
+        on_runs: Callable[[float, int], None] | None = None,
+    ) -> Row:
+        """Runs what is not done yet, scores it, and returns the report's document.
+
+        A run that fails, because a loss became NaN, say, is listed under "failed" with the reason,
+        and the others go on. The next call tries it again.
+
+        Args:
+            entries: the runs, in the order of the report.
+            devices: as many processes, each on its device; none: all is done in this process.
+            threads: CPU threads of each such process; 0: as torch chooses.
+            watchers: get told the progress of each such process.
+            on_runs: gets the number of runs done, with the shares of those under way, and of all.
+
+        Raises:
+            TrainingError: every run failed, or a process was killed.
+            InputError: the folder is another comparison's, or one is at work in it.
+            GansparseError: files that can't be read or written.
+        """
+        task = self.task(entries[0].config.seed)
+        with _alone(self.out):
+            document = self._document(task, entries, max(1, len(devices)), threads)
+            document["dense"] = self._dense(task)
+            document |= self._yardstick(task)
+            found = {i: row for i, entry in enumerate(entries) if (row := self._finished(entry))}
+            todo = {i: entry for i, entry in enumerate(entries) if i not in found}
+            before = len(found)
+
+            def on_share(share: float) -> None:
+                if on_runs is not None:
+                    on_runs(before + share, len(entries))
+
+            on_share(0.0)
+            if devices:
+                rows = rows_by_processes(
+                    self._make,
+                    todo,
+                    devices=devices,
+                    threads=threads,
+                    watchers=watchers,
+                    on_share=on_share,
+                )
+            else:
+                rows = self._rows(todo, on_share)
+            self._write(document, found)
+            with closing(rows):  # ends the processes, whatever happens
+                for index, row in rows:
+                    found[index] = row
+                    self._write(document, found)
+        if not document["runs"]:
+            raise TrainingError(f"every run failed; the first: {document['failed'][0]['reason']}")
         return document
 
-    def _dense(self) -> dict[str, Any]:
-        path = self.out / "dense.json"
-        key = {"num_samples": self.num_samples, "extractor": self.extractor.name}
-        if path.exists():
-            found: dict[str, Any] = read_json(path)
-            if found.get("key") == key:
-                return found
-        generator = self.task.generator.to(self.device)
-        scores = self._scores(generator, "scoring the dense generator")
-        self._save_samples(generator, self.out / "samples_dense.safetensors")
-        result = {**scores, "key": key, "samples": "samples_dense.safetensors"}
-        result["parameters"] = sum(p.numel() for p in generator.parameters())
-        write_json(path, result)
-        return result
+    def _rows(
+        self, todo: Mapping[int, Entry], on_share: Callable[[float], None]
+    ) -> Generator[tuple[int, Row], None, None]:
+        """Each entry in this process, one after another."""
+        done = 0
 
-    def _entry(self, entry: Entry, dense: dict[str, Any]) -> dict[str, Any]:
+        def on_run(share: float) -> None:
+            on_share(done + share)
+
+        self.on_share = on_run
+        for index, entry in todo.items():
+            row = self.attempt(entry)
+            done += 1
+            on_share(done)
+            yield index, row
+
+    def attempt(self, entry: Entry) -> Row:
+        """Runs an entry and scores it; its row of the report, with "reason" if it failed."""
+        try:
+            return self._trained(entry)
+        except (TrainingError, InputError, torch.OutOfMemoryError) as error:
+            reason = (str(error) or type(error).__name__).splitlines()[0]
+            return entry.identity() | {"reason": reason}
+
+    def _finished(self, entry: Entry) -> Row | None:
+        """The row of an entry that is done, with these settings and scored in this way."""
+        path = self.out / entry.name / "result.json"
+        if not path.exists():
+            return None
+        row: Row = read_json(path)
+        same = (
+            row.get("config") == _plain(entry.config) and row.get("scoring") == self.scorer.settings
+        )
+        return row if same else None
+
+    def _trained(self, entry: Entry) -> Row:
         folder, config = self.out / entry.name, entry.config
-        settings = json.loads(json.dumps(config.to_dict()))
-        path = folder / "result.json"
-        if path.exists():
-            done: dict[str, Any] = read_json(path)
-            if done["config"] == settings and done["num_fake"] == dense["num_fake"]:
-                return done
-        recipe = RECIPES[config.recipe]
-        self.watcher.start(f"{config.recipe}  {recipe.technique}", config.steps)
-        trainer = Trainer(self.task, config, out=folder, device=self.device, resume=True)
-        result = trainer.run(lambda row: self.watcher.advance(row["step"] + 1))
-        scores = self._scores(result.generator, f"{config.recipe}  scoring")
-        self._save_samples(result.generator, folder / "samples.safetensors")
-        report = sparsity_report(result.generator)
-        trained = self.task.trained_steps
+        task = self.task(config.seed)
+        label = f"{config.recipe} {config.granularity} {config.sparsity:.4g} seed {config.seed}"
+        self.watcher.start(f"{label}  {entry.label}".rstrip(), config.steps)
+
+        def on_step(row: dict[str, Any]) -> None:
+            self.watcher.advance(row["step"] + 1)
+            self.on_share((row["step"] + 1) / (config.steps + 1))  # the scores are still to come
+
+        trainer = Trainer(task, config, out=folder, device=self.device, resume=True)
+        result = trainer.run(on_step)
+        samples = folder / "samples.safetensors"
         row = {
-            "key": config.recipe,
-            "technique": recipe.technique,
-            "label": entry.label or ("ours" if config.recipe == "b" else ""),
-            "sparsity": config.sparsity,
-            "achieved_sparsity": report.total.sparsity,
+            **entry.identity(),
+            **self.scorer.row(task, result.generator, f"{label}  scoring", samples),
+            "achieved_sparsity": sparsity_report(result.generator).total.sparsity,
             "notes": result.notes,
-            "granularity": config.granularity,
-            "seed": config.seed,
-            **scores,
-            "fid_ratio": scores["fid"] / dense["fid"],
-            "parameters": _nonzeros(result.generator),
+            "parameters": sum(int(torch.count_nonzero(p)) for p in result.generator.parameters()),
             "seconds": result.seconds,
             "steps": config.steps,
-            "share_of_training": config.steps / trained if trained else None,
+            "share_of_training": config.steps / task.trained_steps if task.trained_steps else None,
             "history": f"{entry.name}/history.jsonl",
             "samples": f"{entry.name}/samples.safetensors",
-            "config": settings,
+            "config": _plain(config),
         }
+        write_json(folder / "result.json", row)
+        return row
+
+    # The generators that all others are held against.
+
+    def _dense(self, task: GANTask) -> Row:
+        path = self.out / "dense.json"
+        made_of = {"task": task.name, "data": task.data_name, "generator": _digest(task.generator)}
+        if path.exists():
+            found: Row = read_json(path)
+            if found.get("made_of") != made_of:
+                raise InputError(
+                    f"{self.out} holds a comparison of another generator or with other data; "
+                    "choose another --out"
+                )
+            if found["scoring"] == self.scorer.settings:
+                return found
+        generator = task.generator.to(self.device)
+        samples = self.out / "samples_dense.safetensors"
+        row = self.scorer.row(task, generator, "scoring the dense generator", samples)
+        row |= {"made_of": made_of, "samples": samples.name}
+        row["parameters"] = sum(p.numel() for p in generator.parameters())
+        for name in ("input", "truth"):
+            pictures = {view.name: beside(view, name, self.device) for view in task.views}
+            if any(pictures.values()):
+                row[name] = f"samples_{name}.safetensors"
+                save_samples(self.out / row[name], {k: v for k, v in pictures.items() if v})
         write_json(path, row)
         return row
 
-    def _scores(self, generator: nn.Module, label: str) -> dict[str, Any]:
-        """The mean over the task's views, where there are several with each one's FID."""
-        scores = {view.name: self._score(view, generator, label) for view in self.task.views}
-        first = next(iter(scores.values()))
-        row = first.to_dict() | {"fid": statistics.fmean(s.fid for s in scores.values())}
-        if len(scores) > 1:
-            row["views"] = {name: score.fid for name, score in scores.items()}
-        if self.task.measures is not None:
-            row["measures"] = self.task.measures(generator)
-        return row
+    def _yardstick(self, task: GANTask) -> Row:
+        """The second dense generator's part of the document; empty where there is none."""
+        if self.yardstick is None:
+            return {}
+        path = self.out / "yardstick.json"
+        made_of = {"generator": _digest(self.yardstick), "scoring": self.scorer.settings}
+        if path.exists():
+            found: Row = read_json(path)
+            if found.get("made_of") == made_of:
+                return {"yardstick": found}
+        generator = self.yardstick.to(self.device)
+        samples = self.out / "samples_yardstick.safetensors"
+        row = self.scorer.row(task, generator, "scoring the second dense generator", samples)
+        row |= {"made_of": made_of, "samples_b": samples.name}
+        row["samples_a"] = "samples_dense.safetensors"
+        write_json(path, row)
+        return {"yardstick": row}
 
-    def _score(self, view: View, generator: nn.Module, label: str) -> Score:
-        label = f"{label} {view.name}".rstrip()
-        if view.name not in self._real:
-            self.watcher.start(f"features of the real pictures {view.name}".rstrip(), 1)
-            self._real[view.name] = real_moments(view.pictures, self.extractor, device=self.device)
-            self.watcher.advance(1)
-        self.watcher.start(label, self.num_samples)
-        return score_generator(
-            view,
-            generator,
-            self._real[view.name],
-            self.extractor,
-            num_samples=self.num_samples,
-            device=self.device,
-            on_batch=self.watcher.advance,
-        )
+    # The document.
 
-    def _save_samples(self, generator: nn.Module, path: Path) -> None:
-        """The first view's as "images", the others' by their names."""
-        generator.eval()
-        samples = {}
-        for index, view in enumerate(self.task.views):
-            count = min(SHOWN_PICTURES, view.num_samples or SHOWN_PICTURES)
-            made = torch.cat(list(generated(view, generator, count, self.device)))
-            samples["images" if index == 0 else view.name] = made
-        save_tensors(path, samples)
-
-    def _document(self, dense: dict[str, Any], runs: list[dict[str, Any]]) -> dict[str, Any]:
+    def _document(
+        self, task: GANTask, entries: Sequence[Entry], processes: int, threads: int
+    ) -> Row:
+        """All but what was measured."""
+        own = {"processes": processes, "threads": threads or torch.get_num_threads()}
         return {
             "title": self.title,
             "created": datetime.now(timezone.utc).isoformat(timespec="seconds"),
             "command": self.command,
-            "seed": runs[0]["seed"],
-            "machine": machine(),
+            "seed": entries[0].config.seed,
+            "machine": machine() | own,
             "versions": versions(),
-            "task": self.task.name,
-            "data": self.task.data_name,
-            "metric": {
-                "name": "FID",
-                "extractor": self.extractor.name,
-                "mode": "pictures as generated",
-                "num_real": dense["num_real"],
-                "num_fake": dense["num_fake"],
-                "dtype": "float32 features, float64 statistics",
-            },
-            "dense": dense,
-            "runs": runs,
+            "task": task.name,
+            "data": task.data_name,
         }
 
-
-def with_recipe(base: TrainConfig, recipe: str, **changes: Any) -> TrainConfig:
-    """The configuration for another technique; all else equal."""
-    return replace(base, recipe=recipe, **changes)
+    def _write(self, document: Row, found: Mapping[int, Row]) -> None:
+        """Puts the rows in, in the order of the entries; on disk once there is one to show."""
+        dense = document["dense"]
+        rows = [found[index] for index in sorted(found)]
+        document["metric"] = {
+            "name": "FID",
+            "extractor": self.extractor.name,
+            "mode": "pictures as generated",
+            "num_real": dense["num_real"],
+            "num_fake": dense["num_fake"],
+            "dtype": "float32 features, float64 statistics",
+        }
+        document["runs"] = [
+            row | {"fid_ratio": row["fid"] / dense["fid"]} for row in rows if "reason" not in row
+        ]
+        document["failed"] = [row for row in rows if "reason" in row]
+        if document["runs"]:
+            write_json(self.out / "report.json", document)
 
 
 def machine() -> dict[str, Any]:
@@ -259,8 +367,39 @@ def versions() -> dict[str, str]:
     }
 
 
-def _nonzeros(module: nn.Module) -> int:
-    return sum(int(torch.count_nonzero(p)) for p in module.parameters())
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """Keeps a second comparison out of the folder; a killed one no longer holds it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise OutputError(
+            f"could not write {folder}: {error.strerror}; choose another --out"
+        ) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another comparison is at work in it; wait for it, "
+                "or choose another --out"
+            ) from None
+        yield
 
 
-__all__ = ["Comparison", "Entry", "Silent", "Watcher", "machine", "versions", "with_recipe"]
+def _digest(module: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    digest = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def _plain(config: TrainConfig) -> Any:
+    """A configuration as it comes back from JSON."""
+    return json.loads(json.dumps(config.to_dict()))
+
+
+__all__ = ["Comparison", "Entry", "Silent", "TaskSource", "Watcher", "machine", "versions"]

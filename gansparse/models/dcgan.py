@@ -55,7 +55,7 @@ class DCGANGenerator(nn.Module):
 
     def __init__(self, nz: int = 100, ngf: int = 64, nc: int = 1, image_size: int = 64) -> None:
         super().__init__()
-        self.nz = nz
+        self.nz, self.ngf = nz, ngf
         crops = image_size == 28
         hidden = _hidden_layers(image_size) + int(crops)
         layers: list[nn.Module] = []
@@ -103,6 +103,7 @@ class DCGANDiscriminator(nn.Module):
 
     def __init__(self, ndf: int = 64, nc: int = 1, image_size: int = 64) -> None:
         super().__init__()
+        self.ndf = ndf
         layers: list[nn.Module] = []
         channels = nc
         for level in range(_hidden_layers(image_size)):

@@ -10,15 +10,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from gansparse.errors import GansparseError, InputError
-from gansparse.files import load_tensors, read_json
-from gansparse.report.entry import Entry
-
-#: How a file that is missing or broken comes back.
-_REMEDY = "run the comparison again with the same --out; what is finished is kept"
+from gansparse.files import read_json
+from gansparse.report.entry import REMEDY, Entry
 
 
 @dataclass(frozen=True)
@@ -30,7 +24,9 @@ class Run:
         technique: its name.
         granularity: element, vector, kernel, filter or 2:4.
         sparsity: the target, 0 to 1.
-        fid: Fréchet distance to the real pictures.
+        fid: Fréchet distance to the real pictures; the mean over the task's views.
+        scores: further ones by name: "FID a to b" of each view, where there are several, and what
+            the task measures beside it, "Set5 PSNR" for one.
         label: what sets this run apart from others of its technique, "ours" for one.
         achieved_sparsity: share of zeros in the prunable weights; None: not recorded, as below.
         parameters: non-zero parameters.
@@ -39,8 +35,7 @@ class Run:
         share_of_training: steps over the dense generator's own.
         seed: of everything random.
         history: JSON lines of loss curves.
-        samples: safetensors with "images", [K, C, H, W] in [-1, 1], from the same latents
-            everywhere.
+        samples: pictures, from the same inputs everywhere (`load_samples`).
         config: every setting.
     """
 
@@ -49,6 +44,7 @@ class Run:
     granularity: str
     sparsity: float
     fid: float
+    scores: Mapping[str, float] = field(default_factory=dict)
     label: str = ""
     achieved_sparsity: float | None = None
     parameters: int | None = None
@@ -59,6 +55,26 @@ class Run:
     history: Path | None = None
     samples: Path | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A run that gave no generator, and why."""
+
+    key: str
+    technique: str
+    granularity: str
+    sparsity: float
+    reason: str
+    label: str = ""
+    seed: int | None = None
+
+    @property
+    def name(self) -> str:
+        """Technique, label and seed: "self-supervised (ours), seed 1"."""
+        return named(self.technique, self.label) + (
+            "" if self.seed is None else f", seed {self.seed}"
+        )
 
 
 @dataclass(frozen=True)
@@ -82,6 +98,10 @@ class Group:
         """Lowest and highest over seeds."""
         return min(run.fid for run in self.runs), max(run.fid for run in self.runs)
 
+    def scores(self, name: str) -> list[float]:
+        """A further score of each run that has it."""
+        return [run.scores[name] for run in self.runs if name in run.scores]
+
     @property
     def seconds(self) -> float | None:
         """Mean over seeds; None if one was not recorded."""
@@ -91,8 +111,7 @@ class Group:
     @property
     def name(self) -> str:
         """Technique and label: "self-supervised (ours)"."""
-        label = f" ({self.first.label})" if self.first.label else ""
-        return f"{self.first.technique}{label}"
+        return named(self.first.technique, self.first.label)
 
     @property
     def title(self) -> str:
@@ -111,8 +130,13 @@ class Report:
         dense_fid: the dense generator's score.
         runs: in the order they were made.
         dense: everything else recorded about the dense generator.
-        dense_samples: its pictures, from the same latents as every run's.
+        dense_samples: its pictures, from the same inputs as every run's.
+        dense_scores: its further scores, as `Run.scores`.
+        failures: runs that gave no generator.
+        inputs: the pictures that generators were given, if they were given pictures.
+        truth: the right answers, where there is one for each input.
         yardstick: pictures of two dense generators trained from different seeds.
+        yardstick_fid: the second one's.
         facts: created, command, seed, task, data, machine, versions.
     """
 
@@ -123,7 +147,12 @@ class Report:
     runs: tuple[Run, ...]
     dense: Mapping[str, Any] = field(default_factory=dict)
     dense_samples: Path | None = None
+    dense_scores: Mapping[str, float] = field(default_factory=dict)
+    failures: tuple[Failure, ...] = ()
+    inputs: Path | None = None
+    truth: Path | None = None
     yardstick: tuple[Path, Path] | None = None
+    yardstick_fid: float | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -134,6 +163,12 @@ class Report:
             identity = (run.key, run.technique, run.label, run.granularity, run.sparsity)
             found.setdefault(identity, []).append(run)
         return tuple(Group(tuple(runs)) for runs in found.values())
+
+    @property
+    def scores(self) -> tuple[str, ...]:
+        """Names of all further scores."""
+        rows = [self.dense_scores, *(run.scores for run in self.runs)]
+        return tuple(dict.fromkeys(name for row in rows for name in row))
 
     def ratio(self, fid: float) -> float:
         """A distance over the dense generator's."""
@@ -157,7 +192,7 @@ def load_report(run: str | Path) -> Report:
     try:
         document = read_json(path)
     except GansparseError as error:
-        raise InputError(f"{error}; {_REMEDY}") from None
+        raise InputError(f"{error}; {REMEDY}") from None
     entry = Entry(path, "", document)
     dense = entry.part("dense")
     pair, metric = entry.part("yardstick"), entry.part("metric")
@@ -170,7 +205,12 @@ def load_report(run: str | Path) -> Report:
         runs=tuple(_run(one) for one in entry.parts("runs")),
         dense=dense.value,
         dense_samples=dense.maybe_file("samples"),
+        dense_scores=_scores(dense),
+        failures=tuple(_failure(one) for one in entry.parts("failed", at_least=0)),
+        inputs=dense.maybe_file("input"),
+        truth=dense.maybe_file("truth"),
         yardstick=_yardstick(pair) if pair.value else None,
+        yardstick_fid=pair.maybe_number("fid"),
         facts={
             name: document[name]
             for name in ("created", "command", "seed", "task", "data", "machine", "versions")
@@ -186,12 +226,12 @@ def load_history(path: Path) -> list[dict[str, Any]]:
         lines = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "not text"
-        raise InputError(f"{path}: {reason}; {_REMEDY}") from None
+        raise InputError(f"{path}: {reason}; {REMEDY}") from None
     for number, line in enumerate(lines, start=1):
         try:
             entry = Entry(path, f"line {number}: ", json.loads(line))
         except ValueError:
-            raise InputError(f"{path}: line {number} is not JSON; {_REMEDY}") from None
+            raise InputError(f"{path}: line {number} is not JSON; {REMEDY}") from None
         terms = entry.part("terms")
         rows.append(
             {
@@ -204,21 +244,9 @@ def load_history(path: Path) -> list[dict[str, Any]]:
     return rows
 
 
-def load_samples(path: Path) -> NDArray[np.float32]:
-    """Pictures of a generator, [K, C, H, W] in [-1, 1], C 1 or 3."""
-    try:
-        tensors, _ = load_tensors(path)
-    except GansparseError as error:
-        raise InputError(f"{error}; {_REMEDY}") from None
-    if "images" not in tensors:
-        raise InputError(f'{path}: holds no tensor "images"; {_REMEDY}')
-    images: NDArray[np.float32] = tensors["images"].float().numpy()
-    if images.ndim != 4 or images.shape[1] not in (1, 3) or not images.size:
-        shape = list(images.shape)
-        raise InputError(f"{path}: images must be [K, C, H, W], C 1 or 3, got {shape}; {_REMEDY}")
-    if not np.isfinite(images).all():
-        raise InputError(f"{path}: images hold NaN or infinite values; the generator diverged")
-    return images
+def named(technique: str, label: str) -> str:
+    """A technique and what sets it apart: "self-supervised (ours)"."""
+    return f"{technique} ({label})" if label else technique
 
 
 def percent(share: float) -> str:
@@ -233,6 +261,7 @@ def _run(entry: Entry) -> Run:
         granularity=entry.text("granularity"),
         sparsity=entry.number("sparsity"),
         fid=entry.number("fid"),
+        scores=_scores(entry),
         label=entry.text("label", default=""),
         achieved_sparsity=entry.maybe_number("achieved_sparsity"),
         parameters=entry.maybe_whole("parameters"),
@@ -243,6 +272,25 @@ def _run(entry: Entry) -> Run:
         history=entry.maybe_file("history"),
         samples=entry.maybe_file("samples"),
         config=entry.part("config").value,
+    )
+
+
+def _scores(entry: Entry) -> dict[str, float]:
+    views, measures = entry.part("views"), entry.part("measures")
+    return {f"FID {name}": views.number(name) for name in views.value} | {
+        name: measures.number(name) for name in measures.value
+    }
+
+
+def _failure(entry: Entry) -> Failure:
+    return Failure(
+        key=entry.text("key"),
+        technique=entry.text("technique"),
+        granularity=entry.text("granularity"),
+        sparsity=entry.number("sparsity"),
+        reason=entry.text("reason"),
+        label=entry.text("label", default=""),
+        seed=entry.maybe_whole("seed"),
     )
 
 

@@ -9,6 +9,9 @@ from typing import Any
 
 from gansparse.errors import InputError
 
+#: How a file that is missing or broken comes back.
+REMEDY = "run the comparison again with the same --out; what is finished is kept"
+
 
 class Entry:
     """One JSON object of a file.
@@ -65,11 +68,14 @@ class Entry:
         """An object inside this one; an empty one where there is none."""
         return Entry(self.path, f"{self.where}{name}.", self.value.get(name) or {})
 
-    def parts(self, name: str) -> list[Entry]:
-        """A list of objects that must be there and not be empty."""
+    def parts(self, name: str, at_least: int = 1) -> list[Entry]:
+        """A list of that many objects at least; of none it may be absent."""
         value = self.value.get(name)
-        if not isinstance(value, list) or not value:
-            raise self.error(f"{name} must be a list with at least one entry", value)
+        if value is None and not at_least:
+            return []
+        if not isinstance(value, list) or len(value) < at_least:
+            entries = " with at least one entry" if at_least else ""
+            raise self.error(f"{name} must be a list{entries}", value)
         return [Entry(self.path, f"{self.where}{name}[{i}].", one) for i, one in enumerate(value)]
 
     def maybe_file(self, name: str) -> Path | None:

@@ -1,10 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The figures of a comparison: plain data in, a matplotlib Figure out.
+"""Charts of a comparison: plain data in, a matplotlib Figure out.
 
-Numbers refer to the figures of Yu & Pool 2020's supplement: loss curves (1), sample grids (3), rows
-with residuals (4), the same of two dense generators (5). Figures are built without pyplot, so they
-share no state and need no display. Colours are Okabe & Ito's, which colour-blind readers can tell
-apart; lines differ in style too.
+Figures are built without pyplot, so they share no state and need no display. Colours are Okabe &
+Ito's, which colour-blind readers can tell apart; lines differ in style too.
 """
 
 from __future__ import annotations
@@ -23,14 +21,11 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-Pictures = NDArray[np.float32]  # [K, C, H, W] in [-1, 1], C 1 or 3
-
 INK, FAINT = "#1a1a1a", "#8a8a8a"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 STYLES = ("-", "--", "-.", ":", (0, (5, 1, 1, 1)), (0, (3, 1)), (0, (1, 1)))
 #: Inches; at 72 points an inch 10 pt text is legible on a phone, where a figure is 3.4 inches wide.
 WIDTH = 4.2
-AMPLIFICATION = 10
 #: Points of a curve that are drawn; a longer one is averaged in equal pieces.
 _POINTS = 240
 _LEGEND_COLUMNS = 4
@@ -39,7 +34,9 @@ _LEGEND_COLUMNS = 4
 def loss_curves(
     histories: Mapping[str, Sequence[Mapping[str, Any]]], *, columns: int = 3
 ) -> Figure:
-    """Figure 1: one panel a technique, its loss and the terms of it, and the sparsity reached.
+    """One panel a technique: its loss and the terms of it, and the sparsity reached.
+
+    Figure 1 of Yu & Pool 2020's supplement.
 
     Args:
         histories: title → rows ``{"step", "loss", "sparsity" or None, "terms": {name: value}}``.
@@ -49,7 +46,7 @@ def loss_curves(
         raise InputError("loss_curves: needs at least one history, got none")
     columns = min(columns, len(histories))
     rows = math.ceil(len(histories) / columns)
-    figure = _figure(WIDTH * columns, 3.1 * rows)
+    figure = new_figure(WIDTH * columns, 3.1 * rows)
     for number, (title, history) in enumerate(histories.items()):
         axes = figure.add_subplot(rows, columns, number + 1)
         axes.set_xlabel("step")
@@ -58,72 +55,7 @@ def loss_curves(
             lines = _loss_panel(axes, history)
         else:
             axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
-        axes.set_title(_wrap(title, 40), loc="left", fontsize=11, pad=6 + 13 * lines)
-    return figure
-
-
-def sample_grids(grids: Mapping[str, Pictures], *, columns: int = 3, count: int = 64) -> Figure:
-    """Figure 3: pictures of several generators from the same latents, side by side.
-
-    Args:
-        grids: title, with the FID in it, or "" → pictures [K, C, H, W] in [-1, 1].
-        columns: grids side by side.
-        count: pictures a grid at most; it is rounded down to a square.
-    """
-    if not grids:
-        raise InputError("sample_grids: needs at least one set of pictures, got none")
-    columns = min(columns, len(grids))
-    rows = math.ceil(len(grids) / columns)
-    lines = max(_wrap(title, 36).count("\n") + 1 if title else 0 for title in grids)
-    figure = _figure(3.4 * columns, (3.4 + 0.18 * lines) * rows)
-    for number, (title, pictures) in enumerate(grids.items()):
-        side = max(1, math.isqrt(min(count, len(pictures))))
-        axes = figure.add_subplot(rows, columns, number + 1)
-        axes.set_title(_wrap(title, 36), loc="left", fontsize=11)
-        _show(axes, mosaic(_unit(pictures[: side * side]), side))
-    return figure
-
-
-def residual_rows(
-    original: Pictures,
-    compressed: Pictures,
-    *,
-    inputs: Pictures | None = None,
-    names: tuple[str, str] = ("original", "compressed"),
-    count: int = 8,
-) -> Figure:
-    """Figures 4 and 5: input, original output, compressed output, residual amplified 10x.
-
-    The residual is ``10 · |compressed − original|`` with pictures in [0, 1]: black where the two
-    agree, white from a difference of 0.1 on. With two dense generators in place of the pair (figure
-    5) it shows which residual is nothing but the noise of training.
-
-    Args:
-        original: [K, C, H, W] in [-1, 1].
-        compressed: the same shape, from the same inputs.
-        inputs: pictures that the generators were given, if they were given pictures.
-        names: of the two generators.
-        count: columns at most.
-    """
-    if original.shape != compressed.shape:
-        got = f"{list(original.shape)} and {list(compressed.shape)}"
-        raise InputError(f"residual_rows: the two sets of pictures must match, got {got}")
-    first, second = _unit(original[:count]), _unit(compressed[:count])
-    difference = np.abs(second - first)
-    rows = {
-        names[0]: first,
-        names[1]: second,
-        f"difference ×{AMPLIFICATION} (mean {difference.mean():.3f})": np.clip(
-            AMPLIFICATION * difference, 0, 1
-        ),
-    }
-    if inputs is not None:
-        rows = {"input": _unit(inputs[:count]), **rows}
-    figure = _figure(WIDTH, (WIDTH / len(first) + 0.26) * len(rows))
-    for number, (name, pictures) in enumerate(rows.items()):
-        axes = figure.add_subplot(len(rows), 1, number + 1)
-        axes.set_title(name, loc="left", fontsize=10)
-        _show(axes, mosaic(pictures, len(pictures)))
+        axes.set_title(wrap(title, 40), loc="left", fontsize=11, pad=6 + 13 * lines)
     return figure
 
 
@@ -135,7 +67,7 @@ def fid_bars(bars: Sequence[tuple[str, float, tuple[float, float]]], dense_fid: 
         dense_fid: the length of the first bar, and where a line runs down from it.
     """
     everything = [("dense (original)", dense_fid, (dense_fid, dense_fid)), *bars]
-    figure = _figure(WIDTH, 0.55 * len(everything) + 0.6)
+    figure = new_figure(WIDTH, 0.55 * len(everything) + 0.6)
     axes = figure.add_subplot()
     axes.axvline(dense_fid, color=FAINT, linestyle="--", linewidth=1, zorder=0)
     right = max(highest for _, _, (_, highest) in everything)
@@ -144,7 +76,7 @@ def fid_bars(bars: Sequence[tuple[str, float, tuple[float, float]]], dense_fid: 
         if highest > lowest:
             axes.plot([lowest, highest], [place, place], color=INK, linewidth=1.5, marker="|")
         axes.text(highest + 0.015 * right, place, f"{mean:.4g}", va="center")
-        shown = _literal(textwrap.shorten(name, 48, placeholder="…"))
+        shown = literal(textwrap.shorten(name, 48, placeholder="…"))
         axes.text(0, place - 0.24, shown, va="bottom", bbox={"color": "white", "pad": 0.5})
     axes.set_xlim(0, 1.15 * right if right > 0 else 1)
     axes.set_ylim(len(everything) - 0.6, -0.75)
@@ -163,7 +95,7 @@ def fid_sweep(
         curves: name → points (sparsity, mean, (lowest, highest) over seeds).
         dense_fid: the level.
     """
-    figure = _figure(WIDTH, 3.0 + 0.17 * len(curves))
+    figure = new_figure(WIDTH, 3.0 + 0.17 * len(curves))
     axes = figure.add_subplot()
     for number, (name, points) in enumerate(curves.items()):
         shares, means, ranges = zip(*sorted(points), strict=True)
@@ -173,7 +105,7 @@ def fid_sweep(
             percents,
             means,
             marker="osD^vPX"[number % 7],
-            label=_literal(textwrap.shorten(name, 44, placeholder="…")),
+            label=literal(textwrap.shorten(name, 44, placeholder="…")),
             **look,
         )
         axes.vlines(percents, *zip(*ranges, strict=True), color=_pick(COLOURS, number))
@@ -185,19 +117,6 @@ def fid_sweep(
     axes.set_ylabel("FID, lower is better")
     figure.legend(frameon=False, fontsize=9, loc="outside upper left")
     return figure
-
-
-def mosaic(pictures: Pictures, columns: int, gap: int = 2) -> NDArray[np.float32]:
-    """Pictures [K, C, H, W] in [0, 1] as one [rows·H, columns·W, C], with white gaps."""
-    count, channels, height, width = pictures.shape
-    rows = math.ceil(count / columns)
-    sheet = np.ones(
-        (rows * (height + gap) - gap, columns * (width + gap) - gap, channels), dtype=np.float32
-    )
-    for index, picture in enumerate(pictures):
-        top, left = index // columns * (height + gap), index % columns * (width + gap)
-        sheet[top : top + height, left : left + width] = picture.transpose(1, 2, 0)
-    return sheet
 
 
 def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> int:
@@ -212,7 +131,7 @@ def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> int:
         axes.plot(
             steps,
             thin,
-            label=_literal(name),
+            label=literal(name),
             color=_pick(COLOURS, number),
             linestyle=_pick(STYLES, number),
             linewidth=1.8 if name == "loss" else 1.1,
@@ -242,17 +161,12 @@ def _thin(values: Sequence[float]) -> NDArray[np.float64]:
     return np.array([piece.mean() for piece in np.array_split(array, _POINTS)])
 
 
-def _unit(pictures: Pictures) -> Pictures:
-    """From [-1, 1] to [0, 1]."""
-    return np.clip((pictures + 1) / 2, 0, 1)
-
-
-def _wrap(title: str, width: int) -> str:
+def wrap(title: str, width: int) -> str:
     """Long lines broken; the line breaks that are there stay."""
-    return "\n".join(textwrap.fill(line, width) for line in _literal(title).splitlines())
+    return "\n".join(textwrap.fill(line, width) for line in literal(title).splitlines())
 
 
-def _literal(text: str) -> str:
+def literal(text: str) -> str:
     """So that matplotlib reads no dollar sign as the beginning of a formula."""
     return text.replace("$", r"\$")
 
@@ -261,13 +175,8 @@ def _pick(choices: Sequence[Any], number: int) -> Any:
     return choices[number % len(choices)]
 
 
-def _show(axes: Axes, sheet: NDArray[np.float32]) -> None:
-    shown = sheet[:, :, 0] if sheet.shape[2] == 1 else sheet
-    axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-    axes.set_axis_off()
-
-
-def _figure(width: float, height: float) -> Figure:
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure of that size in inches."""
     from matplotlib.figure import Figure
     from matplotlib.layout_engine import ConstrainedLayoutEngine
 

@@ -5,24 +5,24 @@ from __future__ import annotations
 
 import csv
 import io
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gansparse.report.document import Group, Report, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
 
-COLUMNS = (
-    "technique",
-    "granularity",
-    "sparsity",
-    "FID",
-    "× dense",
-    "parameters",
-    "time",
-    "training",
-)
+_LEFT = 2  # columns of words, which stand on the left
+
+
+def columns(report: Report) -> tuple[str, ...]:
+    """Names of the table's columns: after FID what else the comparison scored."""
+    return (
+        "technique", "granularity", "sparsity", "FID", "× dense", *report.scores,
+        "parameters", "time", "training",
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Row:
     """One line of the table, as text.
 
     Args:
-        cells: in the order of ``COLUMNS``.
+        cells: in the order of `columns`.
         best: this is the lowest FID of its granularity and sparsity.
         dense: this is the generator that all others are made of.
     """
@@ -41,13 +41,14 @@ class Row:
 
 
 def table_rows(report: Report) -> list[Row]:
-    """The dense generator, then one row for each group of runs."""
+    """The dense generator, one row for each group of runs, one for each run that failed."""
     whole = report.dense.get("parameters")
     rows = [
         Row(
             cells=(
-                "dense (original)", "–", "0 %", f"{report.dense_fid:.4g}", "1.00",
-                _count(whole), "–", "100 %",
+                "dense (original)", "–", percent(0), f"{report.dense_fid:.4g}", "1.00",
+                *(_mean(_known(report.dense_scores.get(name))) for name in report.scores),
+                _count(whole), "–", percent(1),
             ),
             dense=True,
         )
@@ -63,13 +64,18 @@ def table_rows(report: Report) -> list[Row]:
             f"{run.key}  {group.name}",
             run.granularity if achieved else "dense",
             percent(round(achieved, 4)),
-            fid_text(group),
+            _mean([one.fid for one in group.runs]),
             f"{report.ratio(group.fid):.2f}",
+            *(_mean(group.scores(name)) for name in report.scores),
             _count(run.parameters),
             duration(group.seconds),
             "–" if run.share_of_training is None else percent(round(run.share_of_training, 4)),
         )
         rows.append(Row(cells, best=group.fid == best[(run.granularity, run.sparsity)]))
+    for failure in report.failures:
+        told = (f"{failure.key}  {failure.name}", failure.granularity, percent(failure.sparsity))
+        rest = len(columns(report)) - len(told) - 1
+        rows.append(Row((*told, "failed", *["–"] * rest)))
     return rows
 
 
@@ -78,43 +84,69 @@ def fid_table(report: Report) -> Table:
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(title=escape(report.title), caption=escape(metric_text(report)))
-    for name in COLUMNS:
-        table.add_column(name, justify="left" if name in COLUMNS[:2] else "right")
+    caption = "\n".join([metric_text(report), *failure_lines(report)])
+    table = Table(title=escape(report.title), caption=escape(caption))
+    for number, name in enumerate(columns(report)):
+        justify: Literal["left", "right"] = "left" if number < _LEFT else "right"
+        table.add_column(escape(name), justify=justify, overflow="fold")
     for row in table_rows(report):
         table.add_row(*map(escape, row.cells), style="bold" if row.best else "")
     return table
 
 
+def failure_lines(report: Report) -> list[str]:
+    """Why runs failed, a line each."""
+    return [
+        f"failed: {one.key}  {one.name}, {one.granularity} {percent(one.sparsity)}: {one.reason}"
+        for one in report.failures
+    ]
+
+
 def to_markdown(report: Report) -> str:
     """The table in GitHub's form, the best of each granularity and sparsity in bold."""
-    ruler = ["---" if name in COLUMNS[:2] else "---:" for name in COLUMNS]
-    lines = [" | ".join(COLUMNS), " | ".join(ruler)]
+    names = columns(report)
+    ruler = ["---" if number < _LEFT else "---:" for number in range(len(names))]
+    lines = [" | ".join(map(_escaped, names)), " | ".join(ruler)]
     for row in table_rows(report):
-        cells = [cell.replace("|", "\\|") for cell in row.cells]
+        cells = map(_escaped, row.cells)
         lines.append(" | ".join(f"**{cell}**" if row.best else cell for cell in cells))
     return "\n".join(f"| {line} |" for line in lines)
+
+
+def markdown_page(report: Report) -> str:
+    """Title, headline, table and what the numbers depend on, as a Markdown file."""
+    parts = [f"# {_escaped(report.title)}", headline(report), to_markdown(report)]
+    parts += [f"{metric_text(report)}. A lower FID is better."]
+    parts += [f"- {_escaped(line)}" for line in failure_lines(report)]
+    command = report.facts.get("command")
+    parts += [f"Made by `{command}`."] if command else []
+    return "\n\n".join(parts) + "\n"
 
 
 def to_csv(report: Report) -> str:
     """One line a run, seeds apart, numbers unrounded."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(
-        [
-            "key", "technique", "label", "granularity", "sparsity", "achieved_sparsity", "seed",
-            "fid", "fid_ratio", "parameters", "seconds", "steps", "share_of_training",
-        ]
+    names = (
+        "key", "technique", "label", "granularity", "sparsity", "achieved_sparsity", "seed",
+        "fid", "fid_ratio", "parameters", "seconds", "steps", "share_of_training",
     )  # fmt: skip
+    writer.writerow([*names, *report.scores, "failed"])
     dense = ["", "dense", "", "", 0.0, 0.0, "", report.dense_fid, 1.0]
-    writer.writerow([*dense, report.dense.get("parameters", ""), "", "", ""])
+    further = [report.dense_scores.get(name, "") for name in report.scores]
+    writer.writerow([*dense, report.dense.get("parameters", ""), "", "", "", *further, ""])
     for run in report.runs:
         values = (
             run.key, run.technique, run.label, run.granularity, run.sparsity,
             run.achieved_sparsity, run.seed, run.fid, report.ratio(run.fid), run.parameters,
             run.seconds, run.steps, run.share_of_training,
+            *(run.scores.get(name) for name in report.scores), None,
         )  # fmt: skip
         writer.writerow(["" if value is None else value for value in values])
+    for one in report.failures:
+        told = (one.key, one.technique, one.label, one.granularity, one.sparsity, "", one.seed)
+        empty = [""] * (len(names) - len(told) + len(report.scores))
+        writer.writerow(["" if value is None else value for value in told] + [*empty, one.reason])
     return text.getvalue()
 
 
@@ -167,10 +199,20 @@ def metric_text(report: Report) -> str:
     return "; ".join(parts)
 
 
-def fid_text(group: Group) -> str:
+def _mean(values: Sequence[float]) -> str:
     """The mean, and the range where there are several seeds."""
-    lowest, highest = group.fid_range
-    return f"{group.fid:.4g}" + (f" ({lowest:.4g}–{highest:.4g})" if len(group.runs) > 1 else "")
+    if not values:
+        return "–"
+    text = f"{sum(values) / len(values):.4g}"
+    return text + (f" ({min(values):.4g}–{max(values):.4g})" if len(values) > 1 else "")
+
+
+def _known(value: float | None) -> list[float]:
+    return [] if value is None else [value]
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|")
 
 
 def duration(seconds: float | None) -> str:

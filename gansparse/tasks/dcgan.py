@@ -134,8 +134,8 @@ def dcgan_task(
         generator: the trained generator; a random one where none is given.
         discriminator: the trained discriminator; likewise.
         nz: length of the latent vector.
-        ngf: the generator's base width.
-        ndf: the discriminator's base width.
+        ngf: base width of a generator that is not given.
+        ndf: base width of a discriminator that is not given.
         batch_size: samples a step.
         seed: of batches and latents.
         r1: weight of the R1 penalty in D's own training, taken every 8th step; 0: none.
@@ -149,6 +149,10 @@ def dcgan_task(
             "regulariser_every": 8,
         }
     channels, size = images.shape[1], images.shape[-1]
+    if generator is not None:  # what is built later is as wide as what was trained
+        nz, ngf = generator.nz, generator.ngf
+    if discriminator is not None:
+        ndf = discriminator.ndf
 
     def new_generator() -> nn.Module:
         return DCGANGenerator(nz, ngf, channels, size)

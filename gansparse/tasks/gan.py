@@ -76,6 +76,8 @@ class View:
         beside: batch -> what reports show beside the pictures made of it, in the same range and
             order: the generator's "input", and where there is one right answer the "truth"; each
             [N, C, H, W], of any size. None: nothing, as where pictures are made of noise.
+        shown: index -> batch whose pictures reports show, where ``batch`` has other inputs for each
+            domain and reports are to show the same for all; None: ``batch``.
     """
 
     name: str
@@ -84,6 +86,7 @@ class View:
     make: Callable[[nn.Module, Batch], torch.Tensor]
     num_samples: int | None = None
     beside: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
+    shown: Callable[[int], Batch] | None = None
 
 
 def reinitialised(module: nn.Module) -> nn.Module:

@@ -173,6 +173,7 @@ def whole_pictures_view(evaluation: CountedBatches) -> View:
         evaluation,
         lambda generator, batch: _signed(generator(batch["lr"])),
         num_samples=count,
+        beside=lambda batch: {"input": _signed(batch["lr"]), "truth": _signed(batch["hr"])},
     )
 
 

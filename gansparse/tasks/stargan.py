@@ -6,7 +6,7 @@ Losses, weights and order of updates are those of Choi et al. 2018 (yunjey/starg
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -160,12 +160,25 @@ def domain_view(
     def pictures() -> Iterator[torch.Tensor]:
         return (real(index)["image"] for index in range(len(real)))
 
-    def batch(index: int) -> Batch:
-        found = others(index)
-        target = target_labels(found["label"], domain, samples.label_names, classes)
-        return {"real": found["image"], "target": target}
+    everything = EvaluationBatches(samples, batch_size, num_workers=num_workers)
 
-    return View(name, pictures, batch, translate, num_samples=len(outside))
+    def translated(batches: EvaluationBatches) -> Callable[[int], Batch]:
+        def batch(index: int) -> Batch:
+            found = batches(index)
+            target = target_labels(found["label"], domain, samples.label_names, classes)
+            return {"real": found["image"], "target": target}
+
+        return batch
+
+    return View(
+        name,
+        pictures,
+        translated(others),
+        translate,
+        num_samples=len(outside),
+        beside=lambda batch: {"input": batch["real"]},
+        shown=translated(everything),  # the same inputs for every domain
+    )
 
 
 def translate(generator: nn.Module, batch: Batch) -> torch.Tensor:  # [N, C, H, W]

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_task
 
-from gansparse.compress import TrainConfig, Trainer
+from gansparse.compress import TrainConfig
 from gansparse.compress.compare import Comparison, Entry
 from gansparse.compress.samples import LEAST_PICTURES, SHOWN_VALUES, samples
 from gansparse.errors import CheckpointError, InputError, OutputError, TrainingError
@@ -36,13 +36,14 @@ class Watched:
     """Remembers what it is told."""
 
     def __init__(self):
-        self.labels, self.runs = [], []
+        self.labels, self.runs, self.steps = [], [], []
 
     def start(self, label, total):
         self.labels.append(label)
 
     def advance(self, done):
-        pass
+        if "seed" in self.labels[-1] and "scoring" not in self.labels[-1]:
+            self.steps.append(done)
 
     def on_runs(self, done, total):
         self.runs.append((done, total))
@@ -76,13 +77,11 @@ def test_finished_runs_are_kept_and_progress_counts_them(task, tmp_path):
     assert write_report(tmp_path).exists()
 
 
-def test_another_number_of_samples_is_scored_anew_but_not_trained(task, tmp_path, monkeypatch):
-    comparison(task, tmp_path).run([entry("g")])
-    steps = []
-    step = Trainer._train_step
-    monkeypatch.setattr(Trainer, "_train_step", lambda *a: (steps.append(a), step(*a))[1])
-    document = comparison(task, tmp_path, num_samples=30).run([entry("g")])
-    assert not steps
+def test_another_number_of_samples_is_scored_anew_but_not_trained(task, tmp_path):
+    first, second = Watched(), Watched()
+    comparison(task, tmp_path, watcher=first).run([entry("g")])
+    document = comparison(task, tmp_path, num_samples=30, watcher=second).run([entry("g")])
+    assert (first.steps, second.steps) == ([1, 2, 3], [])
     assert document["runs"][0]["num_fake"] == document["dense"]["num_fake"] == 30
 
 
@@ -93,17 +92,15 @@ def test_a_stopped_run_goes_on_where_it_was(task, tmp_path):
 
     class Stop(Watched):
         def advance(self, done):
-            if "seed" in self.labels[-1] and done == 6:
+            super().advance(done)
+            if self.steps[-1:] == [6]:
                 raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         comparison(task, tmp_path / "stopped", watcher=Stop()).run(plan)
-    steps = []
     watched = Watched()
-    watched.advance = lambda done: steps.append(done)
     resumed = comparison(task, tmp_path / "stopped", watcher=watched).run(plan)
-    assert steps[: steps.index(8) + 1][-4:] == [5, 6, 7, 8]
-    assert 4 not in steps
+    assert watched.steps == [5, 6, 7, 8]
     assert resumed["runs"][0]["fid"] == undisturbed["runs"][0]["fid"]
 
 
@@ -190,6 +187,11 @@ def test_the_real_pictures_are_measured_once(task, tmp_path):
     third = Watched()
     Comparison(task, other, tmp_path, num_samples=20, watcher=third).run([entry("g")])
     assert sum("real pictures" in label for label in third.labels) == 1
+    (tmp_path / "dense.json").unlink()
+    fourth = Watched()
+    moved = replace(tiny_task(), data_name="other pictures")
+    Comparison(moved, other, tmp_path, num_samples=20, watcher=fourth).run([entry("g")])
+    assert sum("real pictures" in label for label in fourth.labels) == 1
 
 
 def two_views(task):
@@ -203,9 +205,10 @@ def two_views(task):
     flipped = View(
         "flipped",
         view.pictures.flip(2),
-        view.batch,
+        lambda index: view.batch(index + 1),
         lambda net, batch: view.make(net, batch).flip(2),
         num_samples=10,
+        shown=view.batch,
     )
     views = (replace(view, name="upright", beside=beside), flipped)
     return replace(task, views=views, measures=lambda net: {"weights": 7.5})
@@ -225,6 +228,10 @@ def test_views_measures_inputs_and_the_yardstick(task, tmp_path):
         "upright": 64,
         "flipped": 10,
     }
+    for up, down in zip(shown["upright"], shown["flipped"], strict=False):
+        assert (up == down[:, ::-1]).all(), (
+            "shown of the same inputs, not of those it is scored with"
+        )
     inputs = load_samples(tmp_path / dense["input"])
     z = task.views[0].batch(0)["z"][0].reshape(1, 2, 4)
     assert list(inputs) == ["upright"]

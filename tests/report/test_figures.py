@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Figures by what stands in them: panels, data of lines and images, texts."""
+"""Charts by what stands in them: panels, data of lines, texts."""
 
 from __future__ import annotations
 
@@ -7,70 +7,14 @@ import math
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 from gansparse.errors import InputError
-from gansparse.report import fid_bars, fid_sweep, loss_curves, residual_rows, sample_grids
-from gansparse.report.figures import mosaic
-
-
-def pictures(count, channels=1, size=4):
-    return np.random.default_rng(0).uniform(-1, 1, (count, channels, size, size)).astype("float32")
+from gansparse.report import fid_bars, fid_sweep, loss_curves
 
 
 def texts(figure):
     return [text.get_text() for axes in figure.axes for text in axes.texts]
-
-
-def sheet(axes):
-    return np.asarray(axes.get_images()[0].get_array())
-
-
-@pytest.mark.parametrize("channels", [1, 3])
-def test_mosaic_puts_every_picture_in_its_place(channels):
-    shown = (pictures(7, channels, 5) + 1) / 2
-    result = mosaic(shown, 3, gap=2)
-    assert result.shape == (3 * 5 + 4, 3 * 5 + 4, channels)
-    for index in range(7):
-        row, column = divmod(index, 3)
-        tile = result[7 * row : 7 * row + 5, 7 * column : 7 * column + 5]
-        assert np.array_equal(tile, shown[index].transpose(1, 2, 0))
-    assert (result[14:, 7:] == 1).all(), "places without a picture are white"
-
-
-def test_residuals_are_ten_times_the_difference():
-    original = pictures(3) / 2
-    compressed = original + np.array([0, 0.02, -0.1], "float32").reshape(3, 1, 1, 1)
-    figure = residual_rows(original, compressed)
-    assert [axes.get_title("left") for axes in figure.axes][:2] == ["original", "compressed"]
-    residual = sheet(figure.axes[2])
-    rounding = 10 * 3 * 2**-24  # three roundings of numbers below 1, amplified
-    for column, expected in enumerate([0, 0.1, 0.5]):  # 10 · |difference| / 2: [-1, 1] → [0, 1]
-        assert residual[:, 6 * column : 6 * column + 4] == pytest.approx(expected, abs=rounding)
-    far = residual_rows(np.full((1, 1, 2, 2), -1.0), np.full((1, 1, 2, 2), 1.0))
-    assert (sheet(far.axes[2]) == 1).all(), "clipped at white"
-    assert "mean 1.000" in far.axes[2].get_title("left")
-
-
-def test_residual_rows_with_inputs_and_names():
-    figure = residual_rows(pictures(9), pictures(9), inputs=pictures(9), names=("A", "B"), count=4)
-    titles = [axes.get_title("left") for axes in figure.axes]
-    assert titles[:3] == ["input", "A", "B"]
-    assert sheet(figure.axes[0]).shape == (4, 4 * 4 + 3 * 2)
-    with pytest.raises(InputError, match="must match, got"):
-        residual_rows(pictures(2), pictures(3))
-
-
-def test_sample_grids():
-    grids = {"dense\nFID 1.5": pictures(30), "ours\nFID 2": pictures(3), "rgb": pictures(4, 3)}
-    figure = sample_grids(grids, columns=2, count=16)
-    assert [axes.get_title("left") for axes in figure.axes] == list(grids)
-    assert sheet(figure.axes[0]).shape == (4 * 4 + 6, 4 * 4 + 6)
-    assert sheet(figure.axes[1]).shape == (4, 4), "three pictures make no square but one"
-    assert sheet(figure.axes[2]).shape == (10, 10, 3)
-    with pytest.raises(InputError, match="at least one"):
-        sample_grids({})
 
 
 def history(steps, loss=lambda step: 100 / (step + 1)):

@@ -5,17 +5,19 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import os
 import re
 from html.parser import HTMLParser
 from xml.etree import ElementTree
 
 import pytest
-from made_up import make_run
+from made_up import blobs, make_run
 from PIL import Image
 
+from gansparse.compress.samples import save_samples
 from gansparse.errors import InputError, OutputError
-from gansparse.report import load_report, write_report
+from gansparse.report import load_report, markdown_page, to_csv, write_report
 from gansparse.report.html import render
 
 VOID = {"meta", "img", "br", "link"}
@@ -153,6 +155,72 @@ def test_yardstick(edit):
         document["yardstick"] = {"samples_a": samples, "samples_b": samples}
 
     assert "Yardstick" in Page(write_report(edit(add)).read_text(encoding="utf-8")).text
+
+
+def headings(page):
+    return [text for text in re.findall("<h2>(.*?)</h2>", page)]
+
+
+def views(names, channels, size, noise, count=12):
+    return {
+        name: list(blobs(count, channels, size, noise * (1 + i))) for i, name in enumerate(names)
+    }
+
+
+def test_several_domains_with_inputs_stand_side_by_side(edit):
+    domains = ("Black_Hair", "Male", "<i>Young")
+
+    def add(document):
+        rows = [document["dense"], *document["runs"]]
+        for row, noise in zip(rows, (0, 0.1, 0.2, 0.3), strict=True):
+            row["views"] = {name: row["fid"] + i for i, name in enumerate(domains)}
+            save_samples(folder / row["samples"], views(domains, 3, 16, noise))
+        save_samples(folder / "in.safetensors", views(domains, 1, 8, 0))
+        save_samples(folder / "two.safetensors", views(domains, 3, 16, 0.05))
+        document["dense"]["input"] = "in.safetensors"
+        dense = document["dense"]["samples"]
+        document["yardstick"] = {"samples_a": dense, "samples_b": "two.safetensors", "fid": 28.25}
+        reason = "step 2: <script>the loss is nan"
+        failed = {**document["runs"][2], "sparsity": 0.9, "reason": reason}
+        document["failed"] = [failed]
+
+    folder = edit(lambda document: None)
+    source = write_report(edit(add)).read_text(encoding="utf-8")
+    page = Page(source)
+    assert headings(source)[1] == "Techniques side by side"
+    (side_by_side,) = [i["alt"] for i in page.all("img") if "a row each" in (i["alt"] or "")]
+    assert "k  knowledge distillation" in side_by_side
+    rows = [image["alt"] for image in page.all("img") if "amplified" in (image["alt"] or "")]
+    assert len(rows) == 3 + 1
+    assert all(": input, " in alt for alt in rows)
+    assert "FID 27.9 and 28.25" in page.text
+    assert "FID <i>Young" in page.text
+    assert "90 %: step 2: <script>the loss is nan" in page.text.replace("\N{NO-BREAK SPACE}", " ")
+    assert not page.all("script")
+
+
+def test_super_resolution_has_details_and_a_sweep_pictures_by_sparsity(tmp_path):
+    run = make_run(tmp_path, sparsities=(0.5, 0.75), channels=3, size=32, samples=3, steps=5)
+    document = json.loads((run / "report.json").read_text())
+    document["runs"] = [row for row in document["runs"] if row["key"] == "b"]
+    for name, size in (("input", 8), ("truth", 32)):
+        document["dense"][name] = f"{name}.safetensors"
+        save_samples(run / f"{name}.safetensors", {"": list(blobs(3, 3, size, 0))})
+    (run / "report.json").write_text(json.dumps(document))
+    source = write_report(run).read_text(encoding="utf-8")
+    assert headings(source)[3:5] == ["Details", "Pictures by sparsity"]
+    alts = [image["alt"] for image in Page(source).all("img")]
+    details = [alt for alt in alts if "ground truth" in alt]
+    assert len(details) == 2 * 2, "two pictures at each of two sparsities"
+    assert details[0].endswith("ground truth, dense (original), element.")
+    assert len([alt for alt in alts if "a row for each sparsity: dense, 50" in alt]) == 1
+
+
+def test_the_tables_stand_beside_the_page(run):
+    write_report(run)
+    report = load_report(run)
+    assert (run / "report.csv").read_text(encoding="utf-8") == to_csv(report)
+    assert (run / "report.md").read_text(encoding="utf-8") == markdown_page(report)
 
 
 def test_a_failed_write_leaves_the_old_page(run, monkeypatch):

@@ -3,13 +3,21 @@ from __future__ import annotations
 
 import csv
 import io
+import json
 
 import pytest
 from made_up import make_run
 from rich.console import Console
 
-from gansparse.report import fid_table, headline, load_report, to_csv, to_markdown
-from gansparse.report.table import duration, table_rows
+from gansparse.report import (
+    fid_table,
+    headline,
+    load_report,
+    markdown_page,
+    to_csv,
+    to_markdown,
+)
+from gansparse.report.table import columns, duration, table_rows
 
 
 def plain(text):
@@ -103,3 +111,58 @@ def test_headline_without_ours_or_rivals(edit):
 )  # fmt: skip
 def test_duration(seconds, text):
     assert duration(seconds) == text
+
+
+def add_scores_and_a_failure(document):
+    document["dense"] |= {"views": {"a to b": 9.0}, "measures": {"Set5 PSNR": 30.0625}}
+    for run in document["runs"]:
+        if run["key"] == "b":
+            run["views"] = {"a to b": 10.0 + run["seed"]}
+            run["measures"] = {"Set5 PSNR": 30.5, "Set5 SSIM": 0.8625}
+    reason = "step 2, G phase: the loss is nan | inf"
+    place = {"granularity": "filter", "sparsity": 0.9, "seed": 1, "label": ""}
+    document["failed"] = [{"key": "k", "technique": "[b]distilled", "reason": reason, **place}]
+
+
+def test_further_scores_are_columns_and_failures_rows(tmp_path):
+    folder = make_run(tmp_path, seeds=(0, 1))
+    document = json.loads((folder / "report.json").read_text())
+    add_scores_and_a_failure(document)
+    (folder / "report.json").write_text(json.dumps(document))
+    report = load_report(folder)
+    names = ("FID a to b", "Set5 PSNR", "Set5 SSIM")
+    assert columns(report)[5:8] == names
+    rows = table_rows(report)
+    assert rows[0].cells[5:8] == ("9", "30.06", "–")
+    assert rows[1].cells[5:8] == ("10.5 (10–11)", "30.5 (30.5–30.5)", "0.8625 (0.8625–0.8625)")
+    assert rows[2].cells[5:8] == ("–",) * 3
+    assert [len(row.cells) for row in rows] == [len(columns(report))] * len(rows)
+    assert plain(" ".join(rows[-1].cells[:4])) == "k  [b]distilled, seed 1 filter 90 % failed"
+
+    by_run = list(csv.DictReader(io.StringIO(to_csv(report))))
+    assert [row["FID a to b"] for row in by_run] == ["9.0", "10.0", "11.0", *[""] * 5]
+    assert float(by_run[0]["Set5 PSNR"]) == 30.0625
+    assert by_run[-1]["failed"] == "step 2, G phase: the loss is nan | inf"
+    assert (by_run[-1]["fid"], by_run[-1]["sparsity"], by_run[-1]["seed"]) == ("", "0.9", "1")
+    assert all(row["failed"] == "" for row in by_run[:-1])
+
+    text = io.StringIO()
+    Console(file=text, width=240).print(fid_table(report))
+    assert "Set5 SSIM" in text.getvalue()
+    narrow = io.StringIO()
+    Console(file=narrow, width=80).print(fid_table(report))
+    assert "…" not in narrow.getvalue(), "folded, not cut"
+    assert "failed: k  [b]distilled, seed 1, filter 90 %: step 2" in plain(text.getvalue())
+
+
+def test_markdown_page(edit):
+    page = markdown_page(load_report(edit(add_scores_and_a_failure)))
+    parts = page.split("\n\n")
+    assert parts[0] == "# DCGAN on digits at 75 % sparsity"
+    assert parts[1].startswith("At 75")
+    assert len({line.replace("\\|", "").count("|") for line in parts[2].splitlines()}) == 1
+    assert "lenet-mnist" in parts[3]
+    assert plain(parts[4]) == (
+        "- failed: k  [b]distilled, seed 1, filter 90 %: step 2, G phase: the loss is nan \\| inf"
+    )
+    assert "`gansparse demo --out runs/demo`" in parts[5]

@@ -1,0 +1,455 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gansparse compare` and `gansparse sweep`: many runs of one task, one table, every figure."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+import re
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
+
+from gansparse.cli_options import (
+    AttributesOption,
+    ConfigOption,
+    CropSizeOption,
+    DeviceOption,
+    DirectionOption,
+    DiscriminatorOption,
+    GeneratorOption,
+    ImageSizeOption,
+    LoadSizeOption,
+    PicturesOption,
+    Precision,
+    SamplesOption,
+    ScaleOption,
+    TaskName,
+    TestSetOption,
+    VGGOption,
+    WorkersOption,
+    choose_device,
+    pictures,
+)
+from gansparse.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+
+    from gansparse.compress.compare import Comparison, Entry
+    from gansparse.compress.config import TrainConfig
+
+_LINE_EVERY = 15.0  # seconds between two lines about the same piece, where there is no terminal
+
+
+def compare(
+    task: Annotated[TaskName, typer.Option(help="Which GAN.")] = TaskName.dcgan,
+    techniques: Annotated[
+        str, typer.Option(help="Letters of Table 1: a-o, or b,d,g,k, or a-c,k.")
+    ] = "a-o",
+    sparsities: Annotated[
+        str, typer.Option("--sparsity", "--sparsities", help="Shares of zeros: 0.5, or 0.5,0.75.")
+    ] = "0.5",
+    granularities: Annotated[
+        str,
+        typer.Option(
+            "--granularity",
+            "--granularities",
+            help="Of element, vector, kernel, filter and 2:4: element, or element,filter.",
+        ),
+    ] = "element",
+    seeds: Annotated[
+        str, typer.Option("--seeds", "--seed", help="Each run with each of these: 0, or 0,1,2.")
+    ] = "0",
+    steps: Annotated[
+        int | None, typer.Option(min=1, help="Of each run; default: a tenth of the training.")
+    ] = None,
+    include: Annotated[list[str] | None, typer.Option(help="Only these layers (globs).")] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="All but these layers.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", help="NAME=VALUE: any field of TrainConfig or Reading, of all runs."),
+    ] = None,
+    data: PicturesOption = None,
+    generator: GeneratorOption = None,
+    discriminator: DiscriminatorOption = None,
+    yardstick: Annotated[
+        list[Path] | None,
+        typer.Option(
+            help="Weights of a second dense generator, of another seed: what differs between the "
+            "two is noise of training. Twice for CycleGAN."
+        ),
+    ] = None,
+    direction: DirectionOption = None,
+    load_size: LoadSizeOption = None,
+    crop_size: CropSizeOption = None,
+    image_size: ImageSizeOption = None,
+    attributes: AttributesOption = None,
+    scale: ScaleOption = None,
+    vgg: VGGOption = None,
+    test_sets: TestSetOption = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option("--batch-size", "--batch_size", min=1, help="Default: the original's."),
+    ] = None,
+    num_workers: WorkersOption = None,
+    extractor: Annotated[
+        str | None,
+        typer.Option(help="Feature network of FID; default: lenet-mnist for dcgan, else inception"),
+    ] = None,
+    num_samples: SamplesOption = 10_000,
+    precision: Precision = Precision.fp32,
+    save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 200,
+    out: Annotated[Path, typer.Option(help="Folder for the runs and the report.")] = Path(
+        "runs/compare"
+    ),
+    device: DeviceOption = "auto",
+    processes: Annotated[
+        int,
+        typer.Option(min=0, help="Runs at a time; 0: one on CPUs, or one for each GPU there is."),
+    ] = 0,
+    threads: Annotated[
+        int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, shared out.")
+    ] = 0,
+    config: ConfigOption = None,
+) -> None:
+    """Compress one generator with several techniques, score all, write the report of all figures.
+
+    Examples:
+      gansparse compare --task dcgan --techniques a-o --sparsity 0.5 --out runs/table1
+      gansparse compare --techniques b,d,g,k --sparsity 0.75 --seeds 0,1,2 --processes 2
+      gansparse compare --task pix2pix --dataroot ~/maps --generator latest_net_G.pth
+        --discriminator latest_net_D.pth --yardstick other_seed/latest_net_G.pth
+
+    The same command goes on where it was stopped; finished runs are kept. A run that fails is in
+    the table with its reason, and the exit status is 2.
+    """
+    from gansparse.compress import TrainConfig, default_steps, load_task
+    from gansparse.compress.api import default_extractor
+    from gansparse.compress.compare import Comparison
+
+    letters, seed_list = parse_techniques(techniques), _numbers("--seeds", seeds, int)
+    grid = [
+        (granularity.strip(), sparsity)
+        for granularity in granularities.split(",")
+        for sparsity in _numbers("--sparsities", sparsities, float)
+    ]
+    where = choose_device(device, threads)
+    source = functools.partial(
+        load_task,
+        task.value,
+        pictures(task, data),
+        direction=direction,
+        load_size=load_size,
+        crop_size=crop_size,
+        image_size=image_size,
+        attributes=attributes,
+        scale=scale,
+        vgg=vgg,
+        test_sets=test_sets,
+        batch_size=batch_size,
+        num_workers=num_workers,
+    )
+    second = source(generator=yardstick, scoring=True, seed=0).generator if yardstick else None
+    source = functools.partial(source, generator=generator, discriminator=discriminator)
+    with _stoppable(), ComparisonBars() as bars:
+        comparison = Comparison(
+            source,
+            extractor or default_extractor(task.value),
+            out,
+            title=_title(task.value, letters, grid),
+            num_samples=num_samples,
+            yardstick=second,
+            device=where,
+            watcher=bars.lane(0),
+        )
+        base = TrainConfig(
+            steps=steps or default_steps(comparison.task(seed_list[0])),
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            precision=precision.value,
+            save_every=save_every,
+        ).with_settings(settings or ())
+        entries = entries_of(base, letters, grid, seed_list)
+        run_entries(comparison, entries, bars, processes=processes, threads=threads)
+    raise typer.Exit(finish(out))
+
+
+def _with_options_of(
+    command: Callable[..., None], **defaults: Any
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Gives a function of any keywords the options of a command, some with other defaults."""
+
+    def decorate(function: Callable[..., None]) -> Callable[..., None]:
+        signature = inspect.signature(command, eval_str=True)
+        parameters = [
+            parameter.replace(default=defaults.get(name, parameter.default))
+            for name, parameter in signature.parameters.items()
+        ]
+        function.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        function.__annotations__ = {p.name: p.annotation for p in parameters}
+        return function
+
+    return decorate
+
+
+@_with_options_of(
+    compare,
+    techniques="b",
+    sparsities="0.25,0.5,0.75,0.9",
+    granularities="element,filter",
+    out=Path("runs/sweep"),
+)
+def sweep(**options: Any) -> None:
+    """Compress one generator to several sparsities in several granularities; as `compare` else.
+
+    Examples:
+      gansparse sweep --task dcgan --granularities element,filter --sparsities 0.25,0.5,0.75,0.9
+      gansparse sweep --task srgan --data ~/DIV2K --generator netG.pth --discriminator netD.pth
+        --sparsity 0.5 --test-set Set5 --test-set Set14
+    """
+    compare(**options)
+
+
+def parse_techniques(text: str) -> list[str]:
+    """Letters of Table 1 from "a-o", "b,d,g,k" or "a-c,k", each once.
+
+    Raises:
+        InputError: anything else.
+
+    Example:
+        >>> parse_techniques("k,a-c")
+        ['k', 'a', 'b', 'c']
+    """
+    letters: list[str] = []
+    for part in text.replace(" ", "").split(","):
+        found = re.fullmatch("([a-o])(?:-([a-o]))?", part)
+        if found is None or (found[2] or found[1]) < found[1]:
+            raise InputError(
+                f"--techniques: letters of Table 1, as in a-o or b,d,g,k; got {text!r}"
+            )
+        letters += map(chr, range(ord(found[1]), ord(found[2] or found[1]) + 1))
+    return list(dict.fromkeys(letters))
+
+
+def entries_of(
+    base: TrainConfig,
+    techniques: Sequence[str],
+    grid: Sequence[tuple[str, float]],  # (granularity, sparsity)
+    seeds: Sequence[int],
+) -> list[Entry]:
+    """Each technique at each place of the grid with each seed.
+
+    A technique that doesn't prune runs once and not for each granularity; once for all sparsities,
+    too, where it builds no smaller network.
+
+    Raises:
+        InputError: a value out of its range.
+    """
+    from dataclasses import replace
+
+    from gansparse.compress.compare import Entry
+    from gansparse.compress.recipes import RECIPES
+    from gansparse.sparsity.granularity import GRANULARITIES
+
+    found: dict[tuple[Any, ...], Entry] = {}
+    for seed in seeds:
+        for key in techniques:
+            for granularity, sparsity in grid:
+                if granularity not in GRANULARITIES:
+                    raise InputError(
+                        f"--granularities: of {', '.join(GRANULARITIES)}; got {granularity!r}"
+                    )
+                own: dict[str, Any] = {"granularity": granularity, "sparsity": sparsity}
+                entry = Entry(replace(base, recipe=key, seed=seed, **own))
+                matters: tuple[Any, ...] = ()
+                if RECIPES[key].prunes:
+                    matters = (granularity, sparsity)
+                elif key in ("c", "o"):  # a network of as many parameters as are left
+                    matters = (sparsity,)
+                found.setdefault((seed, key, *matters), entry)
+    return list(found.values())
+
+
+def run_entries(
+    comparison: Comparison,
+    entries: Sequence[Entry],
+    bars: ComparisonBars,
+    *,
+    processes: int = 0,
+    threads: int = 0,
+) -> None:
+    """Runs a comparison, in several processes where asked for, and shows how far it is.
+
+    Args:
+        comparison: whose device says where: "cuda" without a number is all GPUs.
+        entries: the runs.
+        bars: show the progress.
+        processes: runs at a time; 0: one, or one for each GPU.
+        threads: CPU threads of each process; 0: the cores, shared out.
+    """
+    devices = devices_for(comparison.device, processes)[: len(entries)]
+    if len(devices) > 1 and not threads:
+        threads = max(1, len(os.sched_getaffinity(0)) // len(devices))
+    several = len(devices) > 1
+    comparison.run(
+        entries,
+        devices=devices if several else (),
+        threads=threads if several else 0,
+        watchers=[bars.lane(number) for number in range(len(devices))],
+        on_runs=bars.runs,
+    )
+
+
+def devices_for(device: torch.device, processes: int) -> list[torch.device]:
+    """A device for each process: one GPU after another where none is named.
+
+    Example:
+        >>> import torch
+        >>> devices_for(torch.device("cpu"), 2)
+        [device(type='cpu'), device(type='cpu')]
+    """
+    import torch
+
+    if device.type == "cuda" and device.index is None:
+        count = torch.cuda.device_count()
+        return [torch.device("cuda", number % count) for number in range(processes or count)]
+    return [device] * (processes or 1)
+
+
+def finish(out: Path) -> int:
+    """Writes the report of a comparison and prints its table; the exit status."""
+    from gansparse.report import fid_table, load_report, write_report
+
+    path = write_report(out)
+    report = load_report(out)
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160  # a log has no width of its own
+    console.print(fid_table(report))
+    typer.echo(f"report  {path.resolve()}")
+    typer.echo(f"tables  {path.with_suffix('.csv').resolve()}, {path.with_suffix('.md').name}")
+    return 2 if report.failures else 0
+
+
+class ComparisonBars:
+    """Progress of a comparison: all runs, and the present piece of work of each process.
+
+    Live bars on a terminal, a line now and then elsewhere; each with the time left.
+
+    Args:
+        console: where to draw; default: standard error, so that results can be piped.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(stderr=True)
+        self._progress = Progress(
+            TextColumn("{task.description:<40}"),
+            BarColumn(bar_width=24),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[left]}"),
+            console=self.console,
+            disable=not self.console.is_terminal,
+        )
+        self._lanes: dict[int, Lane] = {}
+        self._runs: Lane | None = None
+
+    def __enter__(self) -> ComparisonBars:
+        self._progress.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._progress.stop()
+
+    def lane(self, number: int) -> Lane:
+        """The bar of a process: a watcher for its comparison."""
+        return self._lanes.setdefault(number, Lane(self._progress, self.console))
+
+    def runs(self, done: float, total: int) -> None:
+        """So many of the runs are done, shares of those under way counted."""
+        if self._runs is None:
+            self._runs = Lane(self._progress, self.console)
+            self._runs.start("all runs", total, found=done)
+        self._runs.advance(done)
+
+
+class Lane:
+    """One bar, or one line now and then, of one piece of work after another."""
+
+    def __init__(self, progress: Progress, console: Console) -> None:
+        self._progress, self._console = progress, console
+        self._bar: TaskID | None = None
+        self._label, self._total, self._found, self._ended = "", 0.0, 0.0, False
+        self._began = self._told = 0.0
+
+    def start(self, label: str, total: int, found: float = 0.0) -> None:
+        """A piece of work of ``total`` steps begins, of which some were done before."""
+        self._label, self._total, self._found, self._ended = label, total, found, False
+        self._began = self._told = time.monotonic()
+        if self._bar is None:
+            self._bar = self._progress.add_task(label, total=total, left="")
+        self._progress.reset(self._bar, description=label, total=total, completed=0, left="")
+        if not self._console.is_terminal:
+            self._console.print(f"{label}: {found:.4g}/{total}", highlight=False)
+
+    def advance(self, done: float) -> None:
+        """``done`` of its steps are done."""
+        now = time.monotonic()
+        left = self._left(done, now - self._began)
+        if self._bar is not None:
+            self._progress.update(self._bar, completed=done, left=left)
+        ends = done >= self._total
+        due = (now - self._told >= _LINE_EVERY or ends) and not self._ended
+        if not self._console.is_terminal and due:
+            text = f"{self._label}: {int(done)}/{self._total:.0f}, {left}".rstrip(", ")
+            self._console.print(text, highlight=False)
+            self._told, self._ended = now, ends
+
+    def _left(self, done: float, seconds: float) -> str:
+        from gansparse.report.table import duration
+
+        if done >= self._total:
+            return f"took {duration(seconds)}"
+        if done <= self._found:
+            return ""
+        return f"{duration(seconds / (done - self._found) * (self._total - done))} left"
+
+
+@contextmanager
+def _stoppable() -> Iterator[None]:
+    """Says on Ctrl-C how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("gansparse: stopped; the same command goes on where it was", err=True)
+        raise typer.Exit(130) from None
+
+
+def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:
+    try:
+        return list(dict.fromkeys(kind(part) for part in text.split(",")))
+    except ValueError:
+        raise InputError(f"{option}: numbers with commas between, got {text!r}") from None
+
+
+def _title(task: str, techniques: Sequence[str], grid: Sequence[tuple[str, float]]) -> str:
+    """What is compared, in a line."""
+    what = f"technique {techniques[0]}" if len(techniques) == 1 else f"{len(techniques)} techniques"
+    by_granularity: dict[str, list[str]] = {}
+    for granularity, sparsity in grid:
+        by_granularity.setdefault(granularity, []).append(f"{100 * sparsity:.4g}")
+    at = "; ".join(f"{name} {', '.join(at)} %" for name, at in by_granularity.items())
+    return f"{task}: {what}, {at}"

@@ -1,0 +1,236 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gansparse compare` and `gansparse sweep`: what is run of which options, and how it ends."""
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import torch
+from rich.console import Console
+from typer.testing import CliRunner
+
+from gansparse.cli import app
+from gansparse.cli_compare import (
+    ComparisonBars,
+    devices_for,
+    entries_of,
+    parse_techniques,
+)
+from gansparse.compress import TrainConfig
+from gansparse.errors import GansparseError, InputError
+from gansparse.files import save_tensors
+from gansparse.models import DCGANDiscriminator, DCGANGenerator
+
+ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory):
+    """A batch of digits, a small pair, and a second generator of another seed."""
+    folder = tmp_path_factory.mktemp("compare")
+    digits = np.random.default_rng(0).integers(0, 256, (64, 28, 28), dtype=np.uint8)
+    labels = np.arange(64, dtype=np.int64) % 10
+    np.savez(folder / "mnist.npz", x_train=digits, y_train=labels, x_test=digits, y_test=labels)
+    for name, seed in (("g", 0), ("second", 1)):
+        torch.manual_seed(seed)
+        net = DCGANGenerator(nz=8, ngf=4, image_size=32)
+        save_tensors(folder / f"{name}.safetensors", net.state_dict())
+    save_tensors(folder / "d.safetensors", DCGANDiscriminator(ndf=4, image_size=32).state_dict())
+    return folder
+
+
+def arguments(folder, command, out, *more):
+    pair = ("--generator", folder / "g.safetensors", "--discriminator", folder / "d.safetensors")
+    small = ("--steps", 3, "--batch-size", 4, "--num-samples", 20, "--device", "cpu")
+    return [
+        *map(str, (command, "--data", folder / "mnist.npz", *pair, *small, "--out", out, *more))
+    ]
+
+
+def invoke(*words):
+    return CliRunner(env=ENVIRONMENT).invoke(app, arguments(*words))
+
+
+def keys(out):
+    runs = json.loads((out / "report.json").read_text())["runs"]
+    return [(run["key"], run["granularity"], run["sparsity"], run["seed"]) for run in runs]
+
+
+def test_compare_ends_with_table_and_reports(workplace, tmp_path):
+    out = tmp_path / "run"
+    more = ("--techniques", "b,g", "--sparsity", 0.5, "--seeds", "0,1", "--set", "ema=0")
+    second = ("--yardstick", workplace / "second.safetensors")
+    done = invoke(workplace, "compare", out, *more, *second)
+    assert done.exit_code == 0, done.output
+    assert keys(out) == [(key, "element", 0.5, seed) for seed in (0, 1) for key in ("b", "g")]
+    assert "self-supervised" in done.stdout
+    assert str(out / "report.html") in done.stdout
+    assert "all runs: 4/4" in done.stderr
+    page = (out / "report.html").read_text(encoding="utf-8")
+    assert "Yardstick" in page
+    assert "dcgan: 2 techniques, element 50 %" in page
+    table = list(csv.DictReader((out / "report.csv").read_text(encoding="utf-8").splitlines()))
+    assert [row["key"] for row in table] == ["", "b", "g", "b", "g"]
+    assert (out / "report.md").read_text(encoding="utf-8").startswith("# dcgan")
+    chosen = json.loads((out / "b-element-0.5-seed1" / "config.json").read_text())
+    assert (chosen["ema"], chosen["steps"], chosen["seed"]) == (0, 3, 1)
+
+    before = (out / "b-element-0.5-seed0" / "result.json").stat().st_mtime_ns
+    again = invoke(workplace, "compare", out, *more, "--granularities", "element,filter")
+    assert again.exit_code == 0, again.output
+    assert len(keys(out)) == 8
+    assert "all runs: 4/8" in again.stderr, "what is done is not run again"
+    assert (out / "b-element-0.5-seed0" / "result.json").stat().st_mtime_ns == before
+
+
+def test_sweep_by_default_is_ours_by_sparsity_and_granularity(workplace, tmp_path):
+    done = invoke(workplace, "sweep", tmp_path, "--sparsities", "0.5,0.9")
+    assert done.exit_code == 0, done.output
+    assert keys(tmp_path) == [("b", g, s, 0) for g in ("element", "filter") for s in (0.5, 0.9)]
+    assert "Pictures by sparsity" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+
+def test_a_failed_run_is_in_the_table_and_the_status_is_2(workplace, tmp_path):
+    done = invoke(workplace, "compare", tmp_path, "--techniques", "d,g", "--set", "d_lr=1e38")
+    assert done.exit_code == 2, done.output
+    assert [key for key, *_ in keys(tmp_path)] == ["g"]
+    assert "failed: d  one-shot pruning, fine-tuning, seed 0, element" in done.stdout
+    assert "phase: the loss is" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (("--techniques", "a-z"), "--techniques: letters of Table 1"),
+        (("--techniques", "d-b"), "--techniques: letters of Table 1"),
+        (("--techniques", ""), "--techniques: letters of Table 1"),
+        (("--sparsity", "half"), "--sparsities: numbers with commas between, got 'half'"),
+        (("--sparsity", "1.5"), "sparsity must be 0 <= sparsity < 1, got 1.5"),
+        (("--seeds", "0,x"), "--seeds: numbers with commas"),
+        (("--granularity", "row"), "--granularities: of element, vector, kernel, filter, 2:4; got"),
+        (("--set", "lamda=1"), "no setting 'lamda'"),
+        (("--extractor", "eye"), "no extractor 'eye'"),
+        (("--yardstick", "absent.pth"), "no weights file at absent.pth"),
+        (("--direction", "AtoB"), "task dcgan has no option direction"),
+    ],
+)
+def test_bad_options_are_one_line_and_write_nothing(workplace, tmp_path, more, message):
+    out = tmp_path / "out"
+    done = invoke(workplace, "compare", out, "--techniques", "g", *more)
+    assert isinstance(done.exception, GansparseError), done.output
+    assert message in str(done.exception)
+    assert "\n" not in str(done.exception)
+    assert not out.exists()
+
+
+def test_ctrl_c_ends_all_processes_and_the_same_command_goes_on(workplace, tmp_path):
+    out = tmp_path / "run"
+    more = ("--techniques", "d,h", "--steps", 120, "--save-every", 10, "--threads", 1)
+    words = arguments(workplace, "compare", out, *more, "--processes", 2)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "gansparse", *words],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 120
+    while len({path.parent for path in out.glob("*/checkpoints/step-*")}) < 2:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline, "no checkpoints for two minutes"
+        time.sleep(0.05)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130, errors
+    assert errors.strip().endswith("stopped; the same command goes on where it was")
+    assert "Traceback" not in errors
+    with pytest.raises(ProcessLookupError):  # nothing of its session is left
+        for _ in range(100):
+            os.killpg(process.pid, 0)
+            time.sleep(0.05)
+    assert not list(out.glob("**/.*-*")), "no half-written files"
+
+    done = invoke(workplace, "compare", out, *more)
+    assert done.exit_code == 0, done.output
+    assert [key for key, *_ in keys(out)] == ["d", "h"]
+
+
+@pytest.mark.parametrize(("command", "default"), [("compare", "a-o"), ("sweep", "element,filter")])
+def test_help_shows_examples_options_and_defaults(command, default):
+    shown = CliRunner(env={**ENVIRONMENT, "COLUMNS": "120"}).invoke(app, [command, "--help"])
+    assert shown.exit_code == 0
+    words = (f"gansparse {command}", "--sparsities", "Letters of Table 1", f"[default: {default}]")
+    for word in words:
+        assert word in shown.stdout, word
+
+
+def test_techniques():
+    assert parse_techniques("a-o") == list("abcdefghijklmno")
+    assert parse_techniques("b, d,b") == ["b", "d"]
+    with pytest.raises(InputError, match="got 'b,,d'"):
+        parse_techniques("b,,d")
+
+
+def test_what_does_not_prune_runs_once():
+    grid = [(g, s) for g in ("element", "filter") for s in (0.5, 0.9)]
+    entries = entries_of(TrainConfig(steps=1), ["a", "b", "c", "m"], grid, [0, 1])
+    counts = {key: sum(e.config.recipe == key for e in entries) for key in "abcm"}
+    assert counts == {"a": 2, "b": 8, "c": 4, "m": 2}
+    assert len({entry.name for entry in entries}) == len(entries)
+    assert [e.config.sparsity for e in entries if e.config.recipe == "c"] == [0.5, 0.9, 0.5, 0.9]
+
+
+def test_devices(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    cuda = torch.device("cuda")
+    assert [d.index for d in devices_for(cuda, 0)] == [0, 1, 2]
+    assert [d.index for d in devices_for(cuda, 5)] == [0, 1, 2, 0, 1]
+    assert devices_for(torch.device("cuda:1"), 0) == [torch.device("cuda:1")]
+    assert devices_for(torch.device("cpu"), 0) == [torch.device("cpu")]
+    assert devices_for(torch.device("cpu"), 2) == [torch.device("cpu")] * 2
+
+
+def test_lines_tell_what_is_done_and_left(monkeypatch):
+    now = [0.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    text = io.StringIO()
+    with ComparisonBars(Console(file=text, width=100)) as bars:
+        bars.runs(2, 6)
+        lane = bars.lane(1)
+        assert bars.lane(1) is lane
+        lane.start("b element 0.5", 100)
+        for second, done in ((5, 10), (20, 25), (25, 30), (40, 100)):
+            now[0] = second
+            lane.advance(done)
+            bars.runs(2 + done / 100, 6)
+    assert text.getvalue().splitlines() == [
+        "all runs: 2/6",
+        "b element 0.5: 0/100",
+        "b element 0.5: 25/100, 1 min 00 s left",
+        "all runs: 2/6, 5 min 00 s left",
+        "b element 0.5: 100/100, took 40 s",
+        "all runs: 3/6, 2 min 00 s left",
+    ]
+
+
+def test_live_bars_on_a_terminal():
+    text = io.StringIO()
+    console = Console(file=text, width=120, force_terminal=True)
+    with ComparisonBars(console) as bars:
+        bars.runs(0, 2)
+        for label in ("b element 0.5", "d element 0.5"):
+            bars.lane(0).start(label, 10)
+            bars.lane(0).advance(10)
+        bars.runs(2, 2)
+    last = text.getvalue().rsplit("all runs", 1)[1]
+    assert "2/2" in last
+    assert "d element 0.5" in last
+    assert "b element 0.5" not in last, "one bar a process, not one a run"
