@@ -2,7 +2,15 @@
 """The fifteen ways to compress a GAN: Yu & Pool 2020, Table 1 (and its author response for o).
 
 Lay this file beside the table: one row each, same columns. `trainer.py` reads the row; there is no
-subclass per technique. What the paper leaves open is not in the row but in `Reading`.
+subclass per technique. What the paper leaves open of b is in `Reading`; the other rows are read so:
+
+- *distillation* (g, h, i, k, n, m): the distance of the two generators' outputs, and where the row
+  has a D the GAN's own generator loss beside it (the joint loss of Aguinaldo et al. 2019). D learns
+  on G_C's pictures; in k, which has L-Do and no L-Dc, on G_O's.
+- *imitation* (j): D learns to tell G_C's pictures from G_O's, which it takes for the real ones.
+- *layers* (l): the outputs of all inner layers of G_C and G_O, layer by layer, and nothing else.
+- *e-m* (m): weights of 2^bits levels in G_C and in D, fitted at every step (`quantize`).
+- "sparse" D (n): pruned as G is, by the same schedule.
 """
 
 from __future__ import annotations
