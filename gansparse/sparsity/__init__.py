@@ -1,12 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pruning: which weights stay (granularity), when they go (schedule), and who decides (pruner)."""
+"""Pruning: which weights stay (granularity), when they go (schedule), and who decides (pruner).
+
+And what is left of it: `shrink` makes filter-pruned networks smaller, `save_packed` any file.
+"""
 
 from gansparse.sparsity.allocation import erdos_renyi_kernel
 from gansparse.sparsity.granularity import GRANULARITIES, Granularity, Pattern, make_mask
 from gansparse.sparsity.layers import Layer, find_layers, select_layers
+from gansparse.sparsity.packed import load_packed, save_packed
 from gansparse.sparsity.pruner import Pruner
 from gansparse.sparsity.report import SparsityReport, check_masked, sparsity_report
 from gansparse.sparsity.schedule import AGP, SCHEDULES, OneShot, Schedule, schedule_by_name
+from gansparse.sparsity.shrink import ShrinkReport, channel_parameters, shrink, shrink_report
+from gansparse.sparsity.shrunk import load_shrunk, save_shrunk
 
 __all__ = [
     "AGP",
@@ -18,12 +24,20 @@ __all__ = [
     "Pattern",
     "Pruner",
     "Schedule",
+    "ShrinkReport",
     "SparsityReport",
+    "channel_parameters",
     "check_masked",
     "erdos_renyi_kernel",
     "find_layers",
+    "load_packed",
+    "load_shrunk",
     "make_mask",
+    "save_packed",
+    "save_shrunk",
     "schedule_by_name",
     "select_layers",
+    "shrink",
+    "shrink_report",
     "sparsity_report",
 ]
