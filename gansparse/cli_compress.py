@@ -169,6 +169,10 @@ def evaluate(
             "efficientnet-lite0."
         ),
     ] = None,
+    mode: Annotated[
+        str | None, typer.Option(help="Of inception: pytorch-fid, clean or tf1.")
+    ] = None,
+    weights: Annotated[Path | None, typer.Option(help="The extractor's weights file.")] = None,
     num_samples: SamplesOption = 10_000,
     direction: DirectionOption = None,
     load_size: LoadSizeOption = None,
@@ -199,6 +203,8 @@ def evaluate(
             pictures(task, data),
             generator=generator,
             extractor=extractor,
+            mode=mode,
+            weights=weights,
             num_samples=num_samples,
             device=where,
             watcher=bars,

@@ -15,6 +15,7 @@ import typer
 from gansparse.errors import InputError
 
 if TYPE_CHECKING:
+    from gansparse.data.folder import PictureFolder
     from gansparse.metrics.statistics import PictureSet, Statistics
     from gansparse.progress import ProgressBars
 
@@ -72,13 +73,14 @@ def fid(
     from gansparse.data.folder import PictureFolder
     from gansparse.metrics.features import get_extractor
     from gansparse.metrics.generated import GeneratedPictures
-    from gansparse.metrics.statistics import Statistics, statistics_of
+    from gansparse.metrics.statistics import Statistics, check_enough, statistics_of
     from gansparse.progress import ProgressBars
 
     where = choose_device(device, threads)
     paths = [path for path in (a, b) if path is not None]
     target = _free(paths.pop()) if save_stats else None
-    sides: list[Any] = [_side(path) for path in paths]  # statistics, or a folder to be measured
+    workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+    sides: list[Any] = [_side(path, recursive, workers) for path in paths]
     if len(sides) + (generator is not None) != (1 if save_stats else 2):
         raise InputError(
             "fid compares two sides, A and B or A and --generator; --save-stats takes one, "
@@ -87,18 +89,18 @@ def fid(
     partials = _partials(out, resume)
     settings = {"mode": mode, "dims": dims, "weights": weights}
     chosen = {name: value for name, value in settings.items() if value is not None}
-    if generator is not None or any(isinstance(side, Path) for side in sides):
+    if generator is not None:
+        sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
+    if not all(isinstance(side, Statistics) for side in sides):
+        for side in sides:  # before weights are fetched and pictures read
+            if not isinstance(side, Statistics):
+                check_enough(side)
         network = get_extractor(extractor, where, **chosen)
-        workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
-        for i, side in enumerate(sides):
+        for side in sides:
             if isinstance(side, Statistics):
                 side.check_against("this run", network.num_features, network.describe())
-            else:
-                sides[i] = PictureFolder(
-                    side, channels=network.channels, recursive=recursive, num_workers=workers
-                )
-        if generator is not None:
-            sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
+            elif isinstance(side, PictureFolder):
+                side.channels = network.channels
     elif chosen:
         raise InputError(f"--{next(iter(chosen))} has no effect: the .npz are statistics already")
 
@@ -133,15 +135,16 @@ def _free(path: Path) -> Path:
     return path
 
 
-def _side(path: Path) -> Statistics | Path:
+def _side(path: Path, recursive: bool, workers: int) -> Statistics | PictureFolder:
     """What a path holds: statistics, or pictures to be measured."""
+    from gansparse.data.folder import PictureFolder
     from gansparse.metrics.statistics import load_statistics
 
     if path.suffix == ".npz":
         return load_statistics(path)
     if not path.is_dir():
         raise InputError(f"{path} is neither a folder of pictures nor an .npz of statistics")
-    return path
+    return PictureFolder(path, recursive=recursive, num_workers=workers)
 
 
 def _partials(out: Path | None, resume: bool) -> list[Path | None]:
@@ -201,12 +204,11 @@ def _finish(sides: list[Statistics], out: Path | None, as_json: bool) -> None:
 
 def _facts(sides: list[Statistics]) -> str:
     """What the number depends on, in a line."""
-    made = sides[0].extractor or sides[-1].extractor or {}
+    from gansparse.metrics.features import in_a_line
+
+    made = sides[0].extractor or sides[-1].extractor
     width = sides[0].mean.shape[0]
-    words = [str(made.get("name", "extractor unknown")), f"{width} features"]
-    words += [f"mode {made['mode']}"] if made.get("mode") else []
-    words += [f"weights {made['weights']}"] if made.get("weights") else []
-    words += [str(made["dtype"])] if made.get("dtype") else []
+    words = [in_a_line(made) if made else f"extractor unknown, {width} features"]
     words += [f"{'?' if side.count is None else side.count} x {side.source}" for side in sides]
     return ", ".join(words)
 

@@ -254,14 +254,15 @@ def test_one_side_or_none_that_can_be_read(gansparse, places, tmp_path):
     refused(gansparse("fid", a, "--generator", tmp_path / "g.pth", *LENET), "no weights file at")
     torch.save({"weight": torch.ones(1)}, tmp_path / "other.pth")
     other = ("--generator", tmp_path / "other.pth")
-    refused(gansparse("fid", a, *other, *LENET), "other.pth: not a DCGAN generator")
+    refused(gansparse("fid", a, *other, *LENET), "other.pth: no generator known here")
 
 
 def test_files_that_do_not_fit(gansparse, places, tmp_path):
     np.savez(tmp_path / "wide.npz", mu=np.zeros(2048), sigma=np.eye(2048))
     other = get_extractor("lenet-mnist").describe() | {"weights": "01234567"}
     Statistics(torch.zeros(120), torch.eye(120), "", other, 9).save(tmp_path / "other.npz")
-    (tmp_path / "cut.png").write_text("found out only when it is read, which is too late")
+    for name in ("cut.png", "other.png"):
+        (tmp_path / name).write_text("found out only when it is read, which is too late")
     for name, message in (
         ("wide", "wide.npz and this run can't be compared: 2048 features against 120"),
         ("other", "extractor's weights is '01234567' in the first, "),
@@ -276,7 +277,10 @@ def test_files_that_do_not_fit(gansparse, places, tmp_path):
 def test_one_picture_and_a_truncated_one(gansparse, places, tmp_path):
     picture = tmp_path / "photo.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64), np.uint8)).save(picture)
-    refused(gansparse("fid", places / "a", tmp_path, *LENET), "at least 2 pictures, got 1")
+    few = (places / "a", tmp_path)
+    refused(gansparse("fid", *few, *LENET), "at least 2 pictures, got 1")
+    # Before any work: not even the extractor's weights were looked for.
+    refused(gansparse("fid", *few, "--weights", "no.pth"), "at least 2 pictures, got 1")
     (tmp_path / "other.jpg").write_bytes(picture.read_bytes())
     picture.write_bytes(picture.read_bytes()[:1000])
     for workers in (0, 1):

@@ -102,7 +102,7 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(trained):
 
 def test_scores(trained, tmp_path, monkeypatch):
     name, place = trained
-    monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_: pixels())
+    monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_, **__: pixels())
     g, _ = pair(place)
     sizes = [x for x in SIZES[name] if name != "srgan"]
     extra = ["--test-set", place / "data" / "DIV2K_valid_HR"] if name == "srgan" else []

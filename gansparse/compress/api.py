@@ -48,6 +48,8 @@ def evaluate(
     *,
     generator: str | Path | Sequence[str | Path] | None = None,
     extractor: str | None = None,
+    mode: str | None = None,
+    weights: str | Path | None = None,
     num_samples: int = 10_000,
     device: str | torch.device = "cpu",
     watcher: Watcher | None = None,
@@ -61,6 +63,8 @@ def evaluate(
         generator: weights; default: dcgan's shipped generator.
         extractor: name of the feature network (`gansparse.metrics.features`); default: lenet-mnist
             for dcgan, else inception.
+        mode: how inception's pictures are resized: pytorch-fid, clean or tf1.
+        weights: the extractor's weights file, where it isn't at its usual place.
         num_samples: pictures to generate.
         device: where to compute.
         watcher: gets told the progress.
@@ -71,7 +75,9 @@ def evaluate(
         CheckpointError: unusable weights.
     """
     task = load_task(name, data, generator=generator, scoring=True, **options)
-    network = get_extractor(extractor or default_extractor(name), device)
+    given = {"mode": mode, "weights": weights}
+    chosen = {key: value for key, value in given.items() if value is not None}
+    network = get_extractor(extractor or default_extractor(name), device, **chosen)
     told = watcher or Silent()
     scores = {}
     for view in task.views:

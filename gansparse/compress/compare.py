@@ -330,7 +330,7 @@ class Comparison:
         document["metric"] = {
             "name": "FID",
             "extractor": self.extractor.name,
-            "mode": "pictures as generated",
+            "mode": self.extractor.mode or "pictures as generated",
             "num_real": dense["num_real"],
             "num_fake": dense["num_fake"],
             "dtype": "float32 features, float64 statistics",

@@ -13,7 +13,7 @@ from torch import nn
 
 from gansparse.data.digits import to_float
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor
+from gansparse.metrics.features import Extractor, in_a_line
 from gansparse.metrics.frechet import frechet_distance
 from gansparse.metrics.moments import FeatureMoments
 from gansparse.tasks.gan import View
@@ -25,7 +25,7 @@ class Score:
 
     Attributes:
         fid: Fréchet distance of the features' Gaussians.
-        extractor: name of the feature network.
+        made_with: `Extractor.describe()` of the feature network.
         num_real: real pictures.
         num_fake: generated pictures.
         confidence: mean of the classifier's highest probability, where it has classes.
@@ -33,17 +33,24 @@ class Score:
     """
 
     fid: float
-    extractor: str
+    made_with: dict[str, Any]
     num_real: int
     num_fake: int
     confidence: float | None = None
     classes: tuple[float, ...] | None = None
 
+    @property
+    def extractor(self) -> str:
+        """The feature network in a line: name, features, mode, weights, dtype."""
+        return in_a_line(self.made_with)
+
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values; the extractor's name as "extractor", its other facts beside it."""
+        facts = dict(self.made_with)
         return {
             "fid": self.fid,
-            "extractor": self.extractor,
+            "extractor": facts.pop("name"),
+            **facts,
             "num_real": self.num_real,
             "num_fake": self.num_fake,
             "confidence": self.confidence,
@@ -133,7 +140,7 @@ def score_generator(
     known = extractor.classify is not None
     return Score(
         fid=distance,
-        extractor=extractor.name,
+        made_with=extractor.describe(),
         num_real=real.count,
         num_fake=moments.count,
         confidence=confidence / num_samples if known else None,

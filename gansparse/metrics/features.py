@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -95,11 +95,23 @@ class Extractor:
         }
 
     def __str__(self) -> str:
-        """`describe` in a line: "inception, 2048 features, mode clean, weights 6726825d"."""
-        parts = [self.name, f"{self.num_features} features"]
-        parts += [f"mode {self.mode}"] if self.mode else []
-        parts += [f"weights {self.weights}"] if self.weights else []
-        return ", ".join(parts)
+        """`describe` in a line."""
+        return in_a_line(self.describe())
+
+
+def in_a_line(made: Mapping[str, Any]) -> str:
+    """An extractor's description for people, as it is printed with every number.
+
+    Args:
+        made: what `Extractor.describe` returned.
+
+    Example:
+        >>> in_a_line(module_extractor("pixels", lambda images: images.flatten(1), 48).describe())
+        'pixels, 48 features, float32'
+    """
+    parts = [made.get("name"), f"{made.get('dims')} features"]
+    parts += [f"{key} {made[key]}" for key in ("mode", "weights") if made.get(key)]
+    return ", ".join(map(str, [*parts, made.get("dtype")]))
 
 
 def for_lenet(
@@ -153,6 +165,7 @@ def module_extractor(
     Args:
         name: printed with every number.
         module: gets what the extractor is called with, on the same device, as float32 in [-1, 1].
+            A network with BatchNorm belongs into eval mode, or features depend on the batch.
         num_features: F.
     """
     return Extractor(name, num_features, features=lambda images: module(as_float(images)))
@@ -279,3 +292,36 @@ def get_extractor(name: str, device: str | torch.device = "cpu", **options: Any)
                 f"extractor {name} has no option {option!r}; it has: {', '.join(known)}"
             )
     return make(device=device, **options)
+
+
+def as_extractor(given: Extractor | str | Pictures) -> Extractor:
+    """An extractor from its name, or from a module that tells its width as `num_features`.
+
+    Args:
+        given: one of EXTRACTORS, an extractor, which is returned, or a module for
+            `module_extractor`, which its class names.
+
+    Raises:
+        InputError: no such name, or a module that doesn't tell its width.
+
+    Example:
+        >>> class Pixels(nn.Module):
+        ...     num_features = 48
+        ...
+        ...     def forward(self, images):
+        ...         return images.flatten(1)
+        >>> print(as_extractor(Pixels()))
+        Pixels, 48 features, float32
+    """
+    if isinstance(given, str):
+        return get_extractor(given)
+    if isinstance(given, Extractor):
+        return given
+    width = getattr(given, "num_features", None)
+    if not callable(given) or not isinstance(width, int):
+        raise InputError(
+            f"extractor must be a name ({', '.join(EXTRACTORS)}), an Extractor or a module with an "
+            f"attribute num_features, got {type(given).__name__}; make one by "
+            "module_extractor(name, module, num_features)"
+        )
+    return module_extractor(type(given).__name__, given, width)

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor
+from gansparse.metrics.features import Extractor, Pictures
 from gansparse.metrics.frechet import frechet_distance
 from gansparse.metrics.metric import FeatureMetric, Rows
 from gansparse.metrics.moments import FeatureMoments
@@ -43,7 +43,7 @@ class FrechetInceptionDistance(FeatureMetric[FeatureMoments]):
     torch.distributed on one rank only, as the ranks' pictures are added up.
 
     Args:
-        extractor: pictures to features, or its name.
+        extractor: pictures to features, its name, or a module: see `features.as_extractor`.
         keep_features: keep the generated pictures' features, too, for `infinity` and `interval`:
             4 F bytes a picture.
         reset_real_features: False: `reset` keeps the real pictures' statistics.
@@ -65,7 +65,7 @@ class FrechetInceptionDistance(FeatureMetric[FeatureMoments]):
 
     def __init__(
         self,
-        extractor: Extractor | str,
+        extractor: Extractor | str | Pictures,
         *,
         keep_features: bool = False,
         reset_real_features: bool = True,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The pictures of a generator, drawn anew each time they are asked for, always the same ones."""
+"""The pictures a generator makes of latents, drawn anew each time, always the same ones."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from gansparse.data.sampling import latents
 from gansparse.errors import InputError
 from gansparse.files import sha256_prefix
-from gansparse.models import load_dcgan_generator
+from gansparse.models import DCGANGenerator, load_generator
 
 _BLOCK = 100  # latents drawn at once, whatever the batch size
 
@@ -23,14 +23,14 @@ class GeneratedPictures:
     drawn. With seed 0 they are those of `gansparse.metrics.evaluation`.
 
     Args:
-        path: weights of the generator (.safetensors, .pth), as `load_dcgan_generator` reads them.
+        path: weights of the generator (.safetensors, .pth), as `load_generator` reads them.
         num: how many pictures.
         seed: of the latents.
         device: where they are made.
 
     Raises:
-        CheckpointError: not a DCGAN generator's weights.
-        InputError: `num` below 1.
+        CheckpointError: not a generator's weights.
+        InputError: `num` below 1, or a generator that needs input pictures.
 
     Example:
         >>> from gansparse.models import shipped
@@ -46,7 +46,14 @@ class GeneratedPictures:
             raise InputError(f"{path}: at least 1 picture must be drawn, got {num}")
         self.name = f"{path}, seed {seed}"
         self.num, self.seed, self.device = num, seed, device
-        self.generator = load_dcgan_generator(path).eval().requires_grad_(False).to(device)
+        network = load_generator(path)
+        if not isinstance(network, DCGANGenerator):
+            raise InputError(
+                f"{path}: a {type(network).__name__} makes pictures of other pictures, not of "
+                "latents: score it with its inputs by `gansparse eval` (pix2pix, cyclegan, "
+                "stargan, srgan), or compare folders of its pictures"
+            )
+        self.generator = network.eval().requires_grad_(False).to(device)
         self._weights = sha256_prefix(Path(path))
 
     def __len__(self) -> int:

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor, get_extractor
+from gansparse.metrics.features import Extractor, as_extractor
 from gansparse.metrics.metric import Metric, Rows
 
 
@@ -60,7 +60,7 @@ class InceptionScore(Metric):
         process_group: dist.ProcessGroup | None = None,
         sync_on_compute: bool = True,
     ) -> None:
-        self.extractor = get_extractor(extractor) if isinstance(extractor, str) else extractor
+        self.extractor = as_extractor(extractor)
         if splits < 1:
             raise InputError(f"InceptionScore: splits must be at least 1, got {splits}")
         self.splits, self.seed = splits, seed

@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor
+from gansparse.metrics.features import Extractor, Pictures
 from gansparse.metrics.metric import RowsMetric
 
 _BLOCK = 256  # rows compared with all others at once: memory O(N), and each pair once
@@ -37,7 +37,7 @@ class KernelInceptionDistance(RowsMetric):
     other subsets. Features are kept, 4 F bytes a picture; the kernel is computed in float64.
 
     Args:
-        extractor: pictures to features, or its name.
+        extractor: pictures to features, its name, or a module: see `features.as_extractor`.
         subsets: how many.
         subset_size: pictures of each side in one.
         degree: of the kernel (gamma xᵀy + coef)^degree.
@@ -60,7 +60,7 @@ class KernelInceptionDistance(RowsMetric):
 
     def __init__(
         self,
-        extractor: Extractor | str,
+        extractor: Extractor | str | Pictures,
         *,
         subsets: int = 100,
         subset_size: int = 1000,

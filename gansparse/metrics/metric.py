@@ -18,7 +18,7 @@ import torch
 import torch.distributed as dist
 
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor, get_extractor
+from gansparse.metrics.features import Extractor, Pictures, as_extractor
 from gansparse.metrics.moments import FeatureMoments, checked_rows
 
 M = TypeVar("M", bound="Metric")
@@ -292,7 +292,7 @@ class FeatureMetric(Metric, Generic[S]):
     """A metric of two sets of features: those of real pictures and those of generated ones.
 
     Args:
-        extractor: pictures to features, or its name (`gansparse.metrics.features.EXTRACTORS`).
+        extractor: pictures to features, its name, or a module: see `features.as_extractor`.
         reset_real_features: False: `reset` keeps what was seen of the real pictures.
         process_group: see `Metric`.
         sync_on_compute: see `Metric`.
@@ -308,13 +308,13 @@ class FeatureMetric(Metric, Generic[S]):
 
     def __init__(
         self,
-        extractor: Extractor | str,
+        extractor: Extractor | str | Pictures,
         *,
         reset_real_features: bool = True,
         process_group: dist.ProcessGroup | None = None,
         sync_on_compute: bool = True,
     ) -> None:
-        self.extractor = get_extractor(extractor) if isinstance(extractor, str) else extractor
+        self.extractor = as_extractor(extractor)
         self.reset_real_features = reset_real_features
         super().__init__(process_group=process_group, sync_on_compute=sync_on_compute)
 

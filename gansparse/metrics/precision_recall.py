@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 
 from gansparse.errors import InputError
-from gansparse.metrics.features import Extractor
+from gansparse.metrics.features import Extractor, Pictures
 from gansparse.metrics.metric import RowsMetric
 
 _BLOCK = 512  # rows compared with all others at once: 4 KB a row and 512 others
@@ -36,7 +36,7 @@ class PrecisionRecall(RowsMetric):
     pair is compared: O(N²). Both depend on N: compare only numbers with equal counts.
 
     Args:
-        extractor: pictures to features, or its name.
+        extractor: pictures to features, its name, or a module: see `features.as_extractor`.
         neighbours: k.
         reset_real_features: False: `reset` keeps the real pictures' features.
         process_group: of torch.distributed; None: all ranks.
@@ -54,7 +54,7 @@ class PrecisionRecall(RowsMetric):
 
     def __init__(
         self,
-        extractor: Extractor | str,
+        extractor: Extractor | str | Pictures,
         *,
         neighbours: int = 3,
         reset_real_features: bool = True,

@@ -24,6 +24,12 @@ from gansparse.metrics.features import Extractor
 from gansparse.metrics.frechet import frechet_distance
 from gansparse.metrics.moments import FeatureMoments
 
+# What numpy and json raise on files that are not what they seem.
+_UNREADABLE = (
+    *(AttributeError, ValueError, TypeError, OSError),
+    *(EOFError, zlib.error, zipfile.BadZipFile),
+)
+
 
 class PictureSet(Protocol):
     """Pictures in a fixed order: `data.folder.PictureFolder`, `metrics.generated`, or your own."""
@@ -151,13 +157,28 @@ def _read_npz(path: Path) -> tuple[Any, Any, dict[str, Any]]:
     try:
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             made = json.loads(archive["gansparse"].item()) if "gansparse" in archive else {}
+            extractor, count = made.get("extractor"), made.get("count")
+            if not isinstance(extractor, dict | None) or not isinstance(count, int | None):
+                raise ValueError("its entry gansparse is not one of ours")
             return archive["mu"], archive["sigma"], made
     except KeyError as error:
         raise InputError(f"{path}: needs arrays mu and sigma ({error.args[0]})") from None
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except (ValueError, TypeError, OSError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+    except _UNREADABLE as error:
         raise InputError(f"{path}: not a whole .npz of statistics ({error})") from None
+
+
+def check_enough(pictures: PictureSet) -> None:
+    """Whether a covariance can be taken of them; asked before a long run.
+
+    Raises:
+        InputError: fewer than 2 pictures.
+    """
+    if len(pictures) < 2:
+        raise InputError(
+            f"{pictures.name}: a covariance needs at least 2 pictures, got {len(pictures)}"
+        )
 
 
 def statistics_of(
@@ -201,8 +222,7 @@ def statistics_of(
         raise InputError(
             f"batch_size and save_every must be at least 1, got {batch_size} and {save_every}"
         )
-    if len(pictures) < 2:
-        raise InputError(f"{pictures.name}: a covariance needs at least 2 pictures, got 1")
+    check_enough(pictures)
     save_every = -(-save_every // batch_size) * batch_size
     run = {
         "extractor": extractor.describe(),

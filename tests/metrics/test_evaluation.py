@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import json
 import os
 from pathlib import Path
 
@@ -48,8 +49,13 @@ def test_the_score_is_the_distance_of_all_features_whatever_the_batches():
     assert fake.shape == (250, 2, 3, 3)
     expected = frechet_distance_from_features(task.pictures.flatten(1), fake.flatten(1))
     assert score.fid == pytest.approx(expected, rel=1e-9)
-    assert (score.num_real, score.num_fake, score.extractor) == (64, 250, "pixels")
+    assert (score.num_real, score.num_fake) == (64, 250)
+    assert score.extractor == "pixels, 18 features, float32"
     assert score.confidence is None
+    stored = json.loads(json.dumps(score.to_dict()))
+    facts = {"extractor": "pixels", "dims": 18, "mode": "", "weights": "", "dtype": "float32"}
+    counts = {"fid": score.fid, "num_real": 64, "num_fake": 250}
+    assert facts.items() | counts.items() <= stored.items()
 
 
 def test_scoring_leaves_the_module_in_its_mode():

@@ -12,7 +12,12 @@ from PIL import Image
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import sha256_prefix
 from gansparse.metrics import features, inception_weights
-from gansparse.metrics.features import EXTRACTORS, get_extractor, module_extractor
+from gansparse.metrics.features import (
+    EXTRACTORS,
+    as_extractor,
+    get_extractor,
+    module_extractor,
+)
 from gansparse.models.efficientnet_lite import EfficientNetLite0
 
 
@@ -75,7 +80,7 @@ def test_what_an_extractor_says_of_itself(extractors, inception_file):
         "mode": "clean",
         "weights": prefix,
     }
-    assert str(inception) == f"inception, 192 features, mode clean, weights {prefix}"
+    assert str(inception) == f"inception, 192 features, mode clean, weights {prefix}, float32"
     assert len(extractors["lenet-mnist"].describe()["weights"]) == 8
     for extractor in extractors.values():
         assert json.loads(json.dumps(extractor.describe())) == extractor.describe()
@@ -93,9 +98,31 @@ def test_a_module_gets_floats():
     extractor(torch.zeros(2, 3, 4, 4, dtype=torch.float64))
     assert [x.dtype for x in seen] == [torch.float32, torch.float32]
     assert (float(seen[0].min()), float(seen[0].max())) == (-1.0, 1.0)
-    assert str(extractor) == "pixels, 5 features"
+    assert str(extractor) == "pixels, 5 features, float32"
     with pytest.raises(InputError, match="pictures must be uint8 or float"):
         extractor(torch.zeros(2, 3, 4, 4, dtype=torch.int32))
+
+
+def test_a_name_an_extractor_or_a_module_that_tells_its_width():
+    class Corner(torch.nn.Module):
+        num_features = 3
+
+        def forward(self, images):
+            return images[:, :, 0, 0]
+
+    extractor = as_extractor(Corner())
+    images = pictures(3)
+    assert torch.equal(extractor(images), images[:, :, 0, 0].float() / 127.5 - 1)
+    assert extractor.describe()["name"] == "Corner"
+    assert as_extractor(extractor) is extractor
+    assert as_extractor("lenet-mnist").name == "lenet-mnist"
+    for odd in (torch.nn.Flatten(), lambda images: images, 2048):
+        with pytest.raises(InputError, match=r"got \w+; make one by module_extractor") as error:
+            as_extractor(odd)
+        assert "\n" not in str(error.value)
+    Corner.num_features = 4
+    with pytest.raises(InputError, match=r"Corner: must return \[2, 4\], got \[2, 3\]"):
+        as_extractor(Corner())(images)
 
 
 def test_names_and_options_that_do_not_exist():

@@ -103,6 +103,24 @@ def test_diagonal_covariances_are_the_closed_form() -> None:
     assert frechet_distance(zero, v1.diag(), zero, v2.diag()) == pytest.approx(want, rel=1e-12)
 
 
+def test_right_on_full_rank() -> None:
+    x, y = integers(64, 32, seed=1), integers(32, 32, seed=2)
+    want = by_mpmath(x, y)
+    assert frechet_distance(*statistics(x), *statistics(y)) == pytest.approx(want, rel=1e-12)
+    assert frechet_distance_from_features(x, y) == pytest.approx(want, rel=1e-12)
+    assert by_scipy(x, y) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rows", [20, 300])
+def test_a_gpu_gives_the_same_distance(rows: int) -> None:
+    x, y = gaussian(rows, 64, 1), gaussian(rows, 64, 2)
+    want = frechet_distance_from_features(x, y)
+    on_gpu = (value.cuda() for z in (x, y) for value in statistics(z))
+    assert frechet_distance(*on_gpu) == pytest.approx(want, rel=1e-10)
+    assert frechet_distance_from_features(x.cuda(), y.cuda()) == pytest.approx(want, rel=1e-10)
+
+
 # ---- Singular and ill-conditioned ----------------------------------------------------------------
 
 

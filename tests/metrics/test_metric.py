@@ -16,6 +16,7 @@ from gansparse.metrics import (
     InceptionScore,
     KernelInceptionDistance,
     PeakSignalNoiseRatio,
+    PrecisionRecall,
 )
 from gansparse.metrics.features import module_extractor
 from gansparse.metrics.metric import Mean, Metric, Rows
@@ -147,6 +148,27 @@ def test_features_may_be_shared() -> None:
 def test_an_extractor_may_be_named() -> None:
     assert FrechetInceptionDistance("lenet-mnist").settings()["extractor"]["dims"] == 120
     assert InceptionScore("lenet-mnist").settings()["extractor"]["name"] == "lenet-mnist"
+
+
+class Quarters(torch.nn.Module):
+    """`QUARTERS` as a module that knows nothing of this library."""
+
+    num_features = 12
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return QUARTERS.features(images)
+
+
+@pytest.mark.parametrize(
+    "kind", [FrechetInceptionDistance, KernelInceptionDistance, PrecisionRecall, InceptionScore]
+)
+def test_a_module_is_taken_where_it_tells_its_width(kind: type) -> None:
+    metric = kind(Quarters())
+    assert metric.settings()["extractor"] == QUARTERS.describe() | {"name": "Quarters"}
+    if kind is FrechetInceptionDistance:
+        assert feed(metric).compute() == whole("fid").compute()
+    with pytest.raises(InputError, match="got Flatten; make one by module_extractor"):
+        kind(torch.nn.Flatten())
 
 
 @pytest.mark.cuda

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
 from gansparse.data.folder import PictureFolder
 from gansparse.errors import CheckpointError, InputError
@@ -15,7 +16,15 @@ from gansparse.metrics.evaluation import generated
 from gansparse.metrics.features import get_extractor, module_extractor
 from gansparse.metrics.generated import GeneratedPictures
 from gansparse.metrics.statistics import Statistics, load_statistics, statistics_of
-from gansparse.models import DCGANGenerator, load_dcgan_generator
+from gansparse.models import (
+    DCGANGenerator,
+    MSRResNet,
+    ResNetGenerator,
+    SRGANGenerator,
+    StarGANGenerator,
+    UNetGenerator,
+    load_dcgan_generator,
+)
 from gansparse.tasks import dcgan_task
 from gansparse.testing import close
 
@@ -129,6 +138,30 @@ def test_a_generator_is_known_by_weights_and_seed(generator, tmp_path):
     assert same.fingerprint(9) != other.fingerprint(9)
     refused(lambda: GeneratedPictures(generator, 0), "at least 1 picture")
     refused(lambda: GeneratedPictures(tmp_path / "no.pth", 9), "no weights file", CheckpointError)
+
+
+def small(kind: type[nn.Module]) -> nn.Module:
+    """A generator of another family, of few weights."""
+    sizes = {
+        UNetGenerator: {"num_downs": 5, "ngf": 2},
+        ResNetGenerator: {"ngf": 2, "num_blocks": 1},
+        StarGANGenerator: {"conv_dim": 2, "repeat_num": 1},
+        SRGANGenerator: {},
+        MSRResNet: {},
+    }
+    return kind(**sizes[kind])
+
+
+@pytest.mark.parametrize(
+    "kind", [UNetGenerator, ResNetGenerator, StarGANGenerator, SRGANGenerator, MSRResNet]
+)
+def test_a_generator_of_pictures_from_pictures_is_sent_elsewhere(tmp_path, kind):
+    path = tmp_path / "g.safetensors"
+    save_tensors(path, small(kind).state_dict())
+    refused(
+        lambda: GeneratedPictures(path, 9),
+        rf"g.safetensors: a {kind.__name__} makes pictures of other pictures, .*`gansparse eval`",
+    )
 
 
 # ---- Going on after a stop -----------------------------------------------------------------------
@@ -302,6 +335,10 @@ EYE = np.eye(3)
         ({"mu": EYE[0] + np.inf, "sigma": EYE}, "mu holds NaN or infinity"),
         ({"mu": np.array([{}] * 3), "sigma": EYE}, "not a whole .npz of statistics"),
         ({"mu": EYE[0], "sigma": EYE, "gansparse": np.array("{")}, "not a whole .npz"),
+        *(
+            ({"mu": EYE[0], "sigma": EYE, "gansparse": np.array(entry)}, "not a whole .npz")
+            for entry in ("[1]", '"text"', '{"extractor": "inception"}', '{"count": "9"}')
+        ),
     ],
 )
 def test_refuses_other_arrays(tmp_path, arrays, message):
