@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One process of test_distributed.py: short compressions, each with its history in a folder."""
+"""One process of test_processes.py: short compressions, each with its history in a folder."""
 
 import sys
 from pathlib import Path
