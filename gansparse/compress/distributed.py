@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import atexit
 import os
+import time
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -32,8 +33,20 @@ def start(device: torch.device) -> torch.device:
         torch.cuda.set_device(device)
     if not dist.is_initialized():
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(dist.destroy_process_group)  # its threads must end before the interpreter
+        atexit.register(_leave)
     return device
+
+
+def _leave() -> None:
+    """Ends the communication before the interpreter goes.
+
+    After the last message gloo's threads still let go of its tensors, for which they need the
+    interpreter; one that asks for it while it ends aborts the process ("terminate called without
+    an active exception"). Sleeping lets them have it. (A barrier would hang if a process failed.)
+    """
+    time.sleep(0.2)
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def rank() -> int:
