@@ -47,3 +47,16 @@ def masked_adam(
     maximize: bool,
     stream: int = 0,
 ) -> None: ...
+def sparse_conv2d(
+    input: Array,
+    values: Array,
+    offsets: Array,
+    starts: Array,
+    rows: Array,
+    geometry: Sequence[int],
+    bias: Array | None,
+    residual: Array | None,
+    activation: str,
+    slope: float | Array,
+    output: Array,
+) -> None: ...

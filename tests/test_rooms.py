@@ -23,13 +23,12 @@ ROOM = (
     "csrc/ops/{op}/{op}.h",
     "csrc/ops/{op}/{op}_bind.cpp",
     "csrc/ops/{op}/{op}_cpu.cpp",
-    "csrc/ops/{op}/{op}_kernels.cuh",
-    "csrc/ops/{op}/{op}_cuda.cu",
     "gansparse/ops/{op}.py",
     "gansparse/testing/samples/{op}.py",
     "tests/ops/test_{op}.py",
     "benchmarks/ops/bench_{op}.py",
 )
+CUDA = ("csrc/ops/{op}/{op}_kernels.cuh", "csrc/ops/{op}/{op}_cuda.cu")
 # The six tests, by how the names of their functions begin.
 SIX = (
     "test_values",
@@ -67,6 +66,14 @@ def test_there_are_ops() -> None:
 def test_room_is_complete(op: str) -> None:
     missing = [name for part in ROOM if not (ROOT / (name := part.format(op=op))).is_file()]
     assert not missing
+
+
+@every_op
+def test_cuda_kernels_are_complete_or_not_there(op: str) -> None:
+    there = [(ROOT / part.format(op=op)).is_file() for part in CUDA]
+    assert all(there) or not any(there)
+    built = _C.build_info()["cuda"]
+    assert ("cuda" in _C.OPS[op]) == (built and all(there))
 
 
 @every_op

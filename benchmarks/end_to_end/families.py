@@ -183,11 +183,13 @@ class Workshop:
     def source(self, **options: Any) -> TaskSource:
         """Makes the task of a seed, around the trained pair."""
         own = self.family.options | {"batch_size": self.profile.batch_size} | options
-        generators = [self.public_generator] if self.public_generator else self._files("generator")
-        if self.trained.exists() or self.name != "dcgan":
-            own |= {"generator": generators, "discriminator": self._files("discriminator")}
-            if not self.public_generator:
-                own["trained_steps"] = read_json(self.trained / "config.json")["steps"]
+        if self.public_generator:
+            own["generator"] = self.public_generator
+            own["discriminator"] = self._files("discriminator")
+        elif self.trained.exists() or self.name != "dcgan":  # dcgan's pair comes with the package
+            own["generator"] = self._files("generator")
+            own["discriminator"] = self._files("discriminator")
+            own["trained_steps"] = read_json(self.trained / "config.json")["steps"]
         return functools.partial(load_task, self.name, needed(self.pictures), **own)
 
     def _files(self, network: str) -> list[Path]:

@@ -20,6 +20,7 @@ std::optional<DType> dtype_of(dlpack::DataType t) {
   if (is(dlpack::kBfloat, 16)) return DType::kBFloat16;
   if (is(dlpack::kBool, 8)) return DType::kBool;
   if (is(dlpack::kUInt, 8)) return DType::kUInt8;
+  if (is(dlpack::kInt, 16)) return DType::kInt16;
   if (is(dlpack::kInt, 32)) return DType::kInt32;
   if (is(dlpack::kInt, 64)) return DType::kInt64;
   return std::nullopt;
@@ -102,7 +103,7 @@ TensorView view_by_capsule(py::handle array, const char* op, const std::string& 
 
 DType dtype_named(const std::string& name) {
   for (DType dtype : {DType::kFloat16, DType::kBFloat16, DType::kFloat32, DType::kFloat64,
-                      DType::kUInt8, DType::kBool, DType::kInt32, DType::kInt64}) {
+                      DType::kUInt8, DType::kBool, DType::kInt16, DType::kInt32, DType::kInt64}) {
     if (name == name_of(dtype)) return dtype;
   }
   throw InputError("TensorSpec: dtype must be one that gansparse knows, got " + name);

@@ -16,6 +16,7 @@ enum class DType : uint8_t {
   kFloat64,
   kUInt8,
   kBool,
+  kInt16,
   kInt32,
   kInt64
 };
@@ -34,6 +35,8 @@ inline const char* name_of(DType dtype) {
       return "uint8";
     case DType::kBool:
       return "bool";
+    case DType::kInt16:
+      return "int16";
     case DType::kInt32:
       return "int32";
     case DType::kInt64:
@@ -49,6 +52,7 @@ inline int64_t size_of(DType dtype) {
       return 1;
     case DType::kFloat16:
     case DType::kBFloat16:
+    case DType::kInt16:
       return 2;
     case DType::kFloat32:
     case DType::kInt32:

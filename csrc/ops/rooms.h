@@ -14,6 +14,7 @@ using Bind = std::vector<std::string> (*)(pybind11::module_& module);
 
 std::vector<std::string> bind_feature_moments(pybind11::module_& module);
 std::vector<std::string> bind_masked_adam(pybind11::module_& module);
+std::vector<std::string> bind_sparse_conv2d(pybind11::module_& module);
 
 struct Room {
   const char* op;
@@ -23,6 +24,7 @@ struct Room {
 inline constexpr Room kRooms[] = {
     {"feature_moments", &bind_feature_moments},
     {"masked_adam", &bind_masked_adam},
+    {"sparse_conv2d", &bind_sparse_conv2d},
 };
 
 }  // namespace gansparse

@@ -9,10 +9,29 @@ from __future__ import annotations
 
 from gansparse.ops.feature_moments import feature_moments, feature_moments_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
+from gansparse.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_reference
+from gansparse.ops.sparse_conv2d_packing import (
+    PackedConv2d,
+    pack_sparse_conv2d,
+    pack_sparse_conv_transpose2d,
+    unpack_sparse_conv2d,
+)
+from gansparse.ops.sparse_conv_transpose2d import (
+    sparse_conv_transpose2d,
+    sparse_conv_transpose2d_reference,
+)
 
 __all__ = [
+    "PackedConv2d",
     "feature_moments",
     "feature_moments_reference",
     "masked_adam",
     "masked_adam_reference",
+    "pack_sparse_conv2d",
+    "pack_sparse_conv_transpose2d",
+    "sparse_conv2d",
+    "sparse_conv2d_reference",
+    "sparse_conv_transpose2d",
+    "sparse_conv_transpose2d_reference",
+    "unpack_sparse_conv2d",
 ]

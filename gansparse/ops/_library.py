@@ -16,7 +16,7 @@ except ImportError as error:  # the folder was imported without having been buil
         f"gansparse's native core could not be loaded ({error}); build it with `pip install .`"
     ) from error
 
-__all__ = ["current_stream", "define", "describe"]
+__all__ = ["current_stream", "define", "define_gradient", "describe"]
 
 _LIBRARY: Any = torch.library.Library("gansparse", "DEF")  # type: ignore[no-untyped-call]
 
@@ -34,6 +34,19 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     for key in ("CPU", "CUDA"):
         _LIBRARY.impl(name, implementation, key)
     torch.library.register_fake(f"gansparse::{name}", fake, lib=_LIBRARY)
+
+
+def define_gradient(name: str, backward: Callable[..., Any], save: Callable[..., None]) -> None:
+    """Give a defined op its gradient.
+
+    Args:
+        name: the op's.
+        backward: from (ctx, gradient of the output) to those of the arguments.
+        save: keeps in ctx what backward needs: save(ctx, inputs, output).
+    """
+    torch.library.register_autograd(
+        f"gansparse::{name}", backward, setup_context=save, lib=_LIBRARY
+    )
 
 
 @overload

@@ -1,0 +1,203 @@
+// SPDX-License-Identifier: Apache-2.0
+// The border of sparse_conv2d: every rule about its arguments is checked here, once.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstring>
+
+#include "common/check.h"
+#include "common/python_args.h"
+#include "ops/rooms.h"
+#include "ops/sparse_conv2d/sparse_conv2d.h"
+
+namespace py = pybind11;
+
+namespace gansparse {
+namespace {
+
+using sparse_conv2d::Activation;
+using sparse_conv2d::Geometry;
+using sparse_conv2d::Padding;
+using sparse_conv2d::Problem;
+
+const Check check("sparse_conv2d");
+
+std::string text(const std::vector<int64_t>& numbers) {
+  std::string out = "[";
+  for (size_t i = 0; i < numbers.size(); ++i) out += (i ? ", " : "") + std::to_string(numbers[i]);
+  return out + "]";
+}
+
+// float32 of a shape, beside the input, without gaps.
+void check_array(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
+                 const char* name) {
+  bool fits = view.dtype == dtype && view.ndim == static_cast<int>(shape.size());
+  for (size_t i = 0; fits && i < shape.size(); ++i) fits = view.shape[i] == shape[i];
+  if (!fits || view.device.is_cuda()) {
+    refuse(check.op(), name, std::string("be ") + name_of(dtype) + " " + text(shape) + " on cpu",
+           view.text());
+  }
+  check.contiguous(view, name);
+}
+
+Geometry check_geometry(const std::vector<int64_t>& numbers) {
+  const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
+    check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
+  };
+  check.that(numbers.size() == sparse_conv2d::kGeometryNumbers, "weight.geometry",
+             "have 14 numbers", std::to_string(numbers.size()));
+  static_assert(sizeof(Geometry) == sparse_conv2d::kGeometryNumbers * sizeof(int64_t));
+  Geometry g;
+  std::memcpy(&g, numbers.data(), sizeof g);
+  const auto in = [](int64_t x, int64_t low, int64_t high) { return x >= low && x <= high; };
+  constexpr int64_t kMost = int64_t{1} << 20;
+  that(in(g.out_channels, 1, kMost), "out_channels", "be 1 to 2^20", g.out_channels);
+  that(in(g.in_channels, 1, kMost), "in_channels", "be 1 to 2^20", g.in_channels);
+  that(in(g.taps_h, 1, sparse_conv2d::kMostTaps), "taps_h", "be 1 to 15", g.taps_h);
+  that(in(g.taps_w, 1, sparse_conv2d::kMostTaps), "taps_w", "be 1 to 15", g.taps_w);
+  that(in(g.stride, 1, 2), "stride", "be 1 or 2", g.stride);
+  that(in(g.upscale, 1, 2), "upscale", "be 1 or 2", g.upscale);
+  that(in(g.pad_h, 0, kMost), "pad_h", "be 0 to 2^20", g.pad_h);
+  that(in(g.pad_w, 0, kMost), "pad_w", "be 0 to 2^20", g.pad_w);
+  that(in(g.growth_h, -kMost, kMost), "growth_h", "be at most 2^20", g.growth_h);
+  that(in(g.growth_w, -kMost, kMost), "growth_w", "be at most 2^20", g.growth_w);
+  const int64_t padding = static_cast<int64_t>(g.padding);
+  that(in(padding, 0, 2), "padding", "be 0 (zeros), 1 (reflect) or 2 (replicate)", padding);
+  that(g.patch == 1 || g.patch == 2 || g.patch == 4, "patch", "be 1, 2 or 4", g.patch);
+  that(g.vector == 1 || (in(g.vector, 4, 64) && 64 % g.vector == 0), "vector",
+       "be 1, 4, 8, 16, 32 or 64", g.vector);
+  that(in(g.block, 1, kMost), "block", "be 1 to 2^20", g.block);
+  const int64_t rows = g.patch - 1 + (g.taps_h + g.stride - 1) / g.stride;
+  const int64_t columns = g.patch - 1 + (g.taps_w + g.stride - 1) / g.stride;
+  const int64_t floats = g.stride * g.stride * rows * columns * sparse_conv2d::kLanes;
+  that(g.block * floats <= sparse_conv2d::kScratchFloats, "block",
+       "be so few channels that they fit into the scratch", g.block);
+  return g;
+}
+
+// Lists follow one another without gaps, and each belongs to a chunk of rows in its turn. At every
+// call, so no message is made before one is needed.
+void check_lists(const Problem& p, int64_t matrix_rows) {
+  const auto must = [](const char* name, const char* rule, int64_t got) {
+    refuse(check.op(), name, rule, std::to_string(got));
+  };
+  if (p.starts[0] != 0) must("weight.starts", "begin with 0", p.starts[0]);
+  const int64_t blocks = (p.g.in_channels + p.g.block - 1) / p.g.block;
+  int64_t list = 0;
+  for (int64_t row = 0; row < matrix_rows; row += sparse_conv2d::kChunkRows) {
+    const int64_t end = std::min(row + sparse_conv2d::kChunkRows, matrix_rows);
+    for (int64_t i = 0; i < (end - row) / p.g.vector * blocks; ++i, ++list) {
+      if (p.starts[list + 1] < p.starts[list]) {
+        must("weight.starts", "not descend", p.starts[list + 1]);
+      }
+      if (p.rows[list] < row || p.rows[list] + p.g.vector > end) {
+        must("weight.rows", "lie within their chunk", p.rows[list]);
+      }
+    }
+  }
+  if (p.starts[list] != p.weights) {
+    must("weight.starts", "end with the number of offsets", p.starts[list]);
+  }
+}
+
+Activation check_activation(const std::string& name) {
+  if (name == "none") return Activation::kNone;
+  if (name == "relu") return Activation::kRelu;
+  if (name == "leaky_relu" || name == "prelu") return Activation::kLeaky;
+  refuse(check.op(), "activation", "be none, relu, leaky_relu, prelu or tanh", name);
+}
+
+void convolve(const py::object& input, const py::object& values, const py::object& offsets,
+              const py::object& starts, const py::object& rows,
+              const std::vector<int64_t>& geometry, const py::object& bias,
+              const py::object& residual, const std::string& activation, const py::object& slope,
+              const py::object& output) {
+  // ---- Take the views and check them ------------------------------------------------------------
+  const char* op = check.op();
+  const TensorView x = view_of(input, op, "input");
+  const TensorView value_view = view_of(values, op, "weight.values");
+  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
+  const TensorView start_view = view_of(starts, op, "weight.starts");
+  const TensorView row_view = view_of(rows, op, "weight.rows");
+  const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
+  const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
+  const TensorView y = view_of(output, op, "output");
+
+  Problem p{};
+  p.g = check_geometry(geometry);
+  const Geometry& g = p.g;
+  if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != g.in_channels ||
+      x.device.is_cuda()) {
+    refuse(op, "input", "be float32 [N, " + std::to_string(g.in_channels) + ", H, W] on cpu",
+           x.text());
+  }
+  check.contiguous(x, "input");
+  p.batch = x.shape[0], p.height = x.shape[2], p.width = x.shape[3];
+  const auto fits = [&](int64_t size, int64_t taps, int64_t pad, int64_t out) {
+    // The last output's taps must begin inside the padded input; and a mirror needs its pixels.
+    const bool mirrored = g.padding != Padding::kReflect || pad < size;
+    return size >= 1 && out >= 1 && mirrored && (g.upscale == 2 || taps <= size + 2 * pad);
+  };
+  p.out_height = (p.height * g.upscale + g.growth_h) / g.stride;
+  p.out_width = (p.width * g.upscale + g.growth_w) / g.stride;
+  check.that(fits(p.height, g.taps_h, g.pad_h, p.out_height) &&
+                 fits(p.width, g.taps_w, g.pad_w, p.out_width),
+             "input",
+             "be at least as large as the kernel, padding included, and larger than a "
+             "reflected padding",
+             x.text());
+  p.weights = offset_view.ndim == 1 ? offset_view.shape[0] : -1;
+  check_array(offset_view, DType::kInt16, {p.weights}, "weight.offsets");
+  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values");
+  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
+  check_array(start_view, DType::kInt32, {p.lists + 1}, "weight.starts");
+  check_array(row_view, DType::kInt32, {p.lists}, "weight.rows");
+  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias");
+  const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
+  if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual");
+  check_array(y, DType::kFloat32, out_shape, "output");
+  p.activation = check_activation(activation);
+  float number = 0.0f;
+  p.slopes = &number;
+  if (PyFloat_Check(slope.ptr())) {
+    number = slope.cast<float>();
+  } else {
+    const TensorView slope_view = view_of(slope, op, "slope");
+    const bool one = slope_view.numel() == 1;
+    check_array(slope_view, DType::kFloat32, {one ? 1 : g.out_channels}, "slope");
+    p.slopes = slope_view.as<const float>();
+    p.slope_step = one ? 0 : 1;
+  }
+  if (x.described || y.numel() == 0) return;
+
+  // ---- Convolve ---------------------------------------------------------------------------------
+  p.input = x.as<const float>();
+  p.values = value_view.as<const float>();
+  p.offsets = offset_view.as<const uint16_t>();
+  p.starts = start_view.as<const int32_t>();
+  p.rows = row_view.as<const int32_t>();
+  p.bias = bias_view ? bias_view->as<const float>() : nullptr;
+  p.residual = residual_view ? residual_view->as<const float>() : nullptr;
+  p.output = y.as<float>();
+  const py::gil_scoped_release released;
+  check_lists(p, groups * g.vector);
+  sparse_conv2d::run_cpu(p);
+}
+
+}  // namespace
+
+std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
+  module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
+             py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
+             py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"));
+  return {
+      "plain",
+#ifdef GANSPARSE_WITH_X86
+      "avx2",
+      "avx512",
+#endif
+  };
+}
+
+}  // namespace gansparse

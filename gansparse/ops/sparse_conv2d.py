@@ -1,0 +1,217 @@
+# SPDX-License-Identifier: Apache-2.0
+"""sparse_conv2d: convolution with packed sparse weights; bias, residual, activation at its end."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gansparse import _C
+from gansparse.ops._library import current_stream, define, define_gradient, describe
+from gansparse.ops.sparse_conv2d_packing import (
+    ConvGeometry,
+    PackedConv2d,
+    packed_rows,
+    places,
+    unpack_sparse_conv2d,
+)
+
+Activation = Literal["none", "relu", "leaky_relu", "prelu", "tanh"]
+
+
+def sparse_conv2d(
+    input: Tensor,  # [N, C, H, W]
+    weight: PackedConv2d,  # of [O, C, R, S]
+    bias: Tensor | None = None,  # [O]
+    *,
+    residual: Tensor | None = None,  # [N, O, OH, OW]
+    activation: Activation = "none",
+    slope: float | Tensor = 0.01,
+) -> Tensor:  # [N, O, OH, OW]
+    r"""Convolve with the weights that stayed, and finish the layer in the same pass.
+
+    .. math::
+        y = \mathrm{activation}\Bigl(\text{bias} + \text{residual} + \sum_{c,r,s}
+            W_{o,c,r,s} \, \hat{x}_{n,\, c,\, i \cdot \text{stride} + r,\,
+            j \cdot \text{stride} + s} \Bigr)
+
+    Stride and padding belong to the packed weight. What was pruned is not computed, so a NaN in the
+    input goes no further than the weights that stayed. Gradients reach `input`, `weight.values`
+    (so the mask stays), `bias`, `residual` and a `slope` that is a tensor; where one is wanted the
+    activation is torch's own, and the gradients are torch's dense ones at the places that stayed.
+
+    Args:
+        input: [N, C, H, W] float32 on the CPU. Contiguous is fastest; anything else is copied.
+        weight: from `pack_sparse_conv2d`.
+        bias: [O] float32.
+        residual: [N, O, OH, OW] float32, added before the activation.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
+        slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
+
+    Returns:
+        [N, O, OH, OW] float32, contiguous.
+
+    Raises:
+        InputError: an argument breaks a rule; the message names it and what it was.
+
+    Example:
+        >>> from gansparse.ops import pack_sparse_conv2d
+        >>> weight = torch.tensor([[[[0.0, 2.0], [-1.0, 0.0]]]])
+        >>> packed = pack_sparse_conv2d(weight, padding=(0, 0))
+        >>> sparse_conv2d(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), packed, torch.ones(1))
+        tensor([[[[2.]]]])
+    """
+    return _convolve(input, weight, bias, residual, activation, slope)
+
+
+def sparse_conv2d_reference(
+    input: Tensor,
+    weight: PackedConv2d,
+    bias: Tensor | None = None,
+    *,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+    slope: float | Tensor = 0.01,
+) -> Tensor:
+    """The same in plain torch, in the dtype of its arguments: to be read, not to be fast."""
+    g = weight.geometry
+    padded = F.pad(input, _margins(input, g), ("constant", "reflect", "replicate")[g.padding])
+    dense = unpack_sparse_conv2d(weight).to(input.dtype)
+    z = F.pixel_shuffle(F.conv2d(padded, dense, stride=g.stride), g.upscale)
+    high, wide = g.output_size(*input.shape[2:])
+    z = z[:, :, :high, :wide]
+    if bias is not None:
+        z = z + bias[:, None, None]
+    if residual is not None:
+        z = z + residual
+    return _activate(z, activation, slope)
+
+
+def _convolve(
+    input: Tensor,
+    weight: PackedConv2d,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: str,
+    slope: float | Tensor,
+) -> Tensor:
+    """Both ops; with gradients, all but the convolution and its bias is torch's."""
+    op = torch.ops.gansparse.sparse_conv2d
+    *tensors, g = weight
+    slopes = slope if isinstance(slope, Tensor) else None
+    number = 0.0 if isinstance(slope, Tensor) else float(slope)
+    trained = (input, weight.values, bias, residual, slopes)
+    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained)
+    if not wanted or activation not in get_args(Activation):  # the latter is refused
+        y: Tensor = op(input, *tensors, g, bias, residual, activation, number, slopes)
+        return y
+    if g.padding:
+        input = F.pad(input, _margins(input, g), ("", "reflect", "replicate")[g.padding])
+        growth = (g.stride - g.taps_h, g.stride - g.taps_w)
+        g = g._replace(padding=0, pad_h=0, pad_w=0, growth_h=growth[0], growth_w=growth[1])
+    z: Tensor = op(input, *tensors, g, bias, None, "none", 0.0, None)
+    return _activate(z if residual is None else z + residual, activation, slope)
+
+
+def _activate(z: Tensor, activation: str, slope: float | Tensor) -> Tensor:
+    if activation == "relu":
+        return z.relu()
+    if activation == "tanh":
+        return z.tanh()
+    if activation == "none":
+        return z
+    return F.prelu(z, slope) if isinstance(slope, Tensor) else F.leaky_relu(z, float(slope))
+
+
+def _margins(input: Tensor, g: ConvGeometry) -> list[int]:
+    """Left, right, top, bottom: the padding that makes a dense convolution's outputs complete."""
+    out: list[int] = []
+    sizes = g.output_size(*input.shape[2:])
+    along_w = (input.shape[3], sizes[1], g.pad_w, g.taps_w)
+    along_h = (input.shape[2], sizes[0], g.pad_h, g.taps_h)
+    for size, outputs, pad, taps in (along_w, along_h):
+        grid = -(-outputs // g.upscale)
+        out += [pad, (grid - 1) * g.stride + taps - pad - size]
+    return out
+
+
+# Everything is positional: keywords cost 5 µs a call. A number and a tensor for slope, as torch has
+# no type for either.
+_SCHEMA = """sparse_conv2d(
+    Tensor input, Tensor values, Tensor offsets, Tensor starts, Tensor rows, int[] geometry,
+    Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
+
+
+def _output(input: Tensor, geometry: list[int]) -> Tensor:
+    g = ConvGeometry(*geometry)
+    if input.dim() != 4:
+        return input.new_empty(0)  # the core tells what is wrong
+    return input.new_empty(input.shape[0], g.out_channels, *g.output_size(*input.shape[2:]))
+
+
+def _run(input: Tensor, *arguments: Any) -> Tensor:
+    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes = arguments
+    if not input.is_contiguous():
+        input = input.contiguous()
+    if residual is not None:
+        residual = residual.contiguous()
+    output = _output(input, geometry)
+    current_stream(input)
+    _C.sparse_conv2d(
+        input, values, offsets, starts, rows, geometry, bias, residual,
+        "none" if activation == "tanh" else activation,
+        slope if slopes is None else slopes, output,
+    )  # fmt: skip
+    return output.tanh_() if activation == "tanh" else output
+
+
+def _fake(input: Tensor, *arguments: Any) -> Tensor:
+    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes = arguments
+    output = _output(input, geometry)
+    _C.sparse_conv2d(
+        describe(input.contiguous()), describe(values), describe(offsets), describe(starts),
+        describe(rows), geometry, describe(bias),
+        describe(residual if residual is None else residual.contiguous()),
+        "none" if activation == "tanh" else activation,
+        slope if slopes is None else describe(slopes), describe(output),
+    )  # fmt: skip
+    return output
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    input, *tensors, geometry, bias, residual, activation, _, _ = inputs
+    ctx.save_for_backward(input, *tensors)
+    ctx.geometry, ctx.fused = geometry, activation != "none"
+    ctx.biased, ctx.added = bias is not None, residual is not None
+
+
+def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """Of a dense convolution, at the places that stayed; padding is zero."""
+    if ctx.fused or ctx.geometry[ConvGeometry._fields.index("padding")]:
+        raise NotImplementedError("call gansparse.ops.sparse_conv2d, which has these gradients")
+    input, values, offsets, starts, rows = ctx.saved_tensors
+    g = ConvGeometry(*ctx.geometry)
+    weight = PackedConv2d(values, offsets, starts, rows, g)
+    margins = _margins(input, g)
+    padded = F.pad(input, margins)
+    high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
+    phases = F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
+    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
+    grad_padded, grad_dense, _ = torch.ops.aten.convolution_backward(
+        F.pixel_unshuffle(phases, g.upscale), padded, unpack_sparse_conv2d(weight), None,
+        [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, wanted,
+    )  # fmt: skip
+    grad_input = F.pad(grad_padded, [-m for m in margins]) if wanted[0] else None
+    grad_values = None
+    if wanted[1]:
+        grad_values = packed_rows(grad_dense, g).flatten()[places(weight)]
+    grad_bias = grad.sum((0, 2, 3)) if ctx.biased else None
+    grad_residual = grad if ctx.added else None
+    return grad_input, grad_values, *[None] * 4, grad_bias, grad_residual, *[None] * 3
+
+
+define(_SCHEMA, _run, _fake)
+define_gradient("sparse_conv2d", _gradients, _save)
