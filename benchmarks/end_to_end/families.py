@@ -36,8 +36,8 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gansparse.cli_compare import ComparisonBars, entries_of, finish, run_entries
-from gansparse.cli_options import choose_device, run_with_bar
+from gansparse.cli.compare import ComparisonBars, entries_of, finish, run_entries
+from gansparse.cli.options import choose_device, run_with_bar
 from gansparse.compress import RECIPES, TrainConfig, Trainer, default_steps, load_task
 from gansparse.compress.compare import Comparison, Entry, TaskSource
 from gansparse.data import load_digits

@@ -20,7 +20,7 @@ from dataclasses import replace
 
 import torch
 
-from gansparse.cli_compare import ComparisonBars, finish, run_entries
+from gansparse.cli.compare import ComparisonBars, finish, run_entries
 from gansparse.compress import Reading, TrainConfig, default_steps, load_task
 from gansparse.compress.compare import Comparison, Entry
 

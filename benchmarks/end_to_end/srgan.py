@@ -17,8 +17,8 @@ from pathlib import Path
 
 from families import FAMILIES, Workshop, comparison_of
 
-from gansparse.cli_compare import ComparisonBars, finish, run_entries
-from gansparse.cli_options import choose_device
+from gansparse.cli.compare import ComparisonBars, finish, run_entries
+from gansparse.cli.options import choose_device
 from gansparse.compress import TrainConfig
 from gansparse.compress.compare import Entry
 from gansparse.errors import GansparseError

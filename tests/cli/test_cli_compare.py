@@ -17,7 +17,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from gansparse.cli import app
-from gansparse.cli_compare import (
+from gansparse.cli.compare import (
     ComparisonBars,
     devices_for,
     entries_of,

@@ -18,7 +18,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
-from gansparse.cli_options import (
+from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from gansparse.cli_options import (
+from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,

@@ -69,7 +69,7 @@ def fid(
       gansparse fid real/ real.npz --save-stats --mode clean
       gansparse fid digits/ fake/ --extractor lenet-mnist
     """
-    from gansparse.cli_options import choose_device
+    from gansparse.cli.options import choose_device
     from gansparse.data.folder import PictureFolder
     from gansparse.metrics.features import get_extractor
     from gansparse.metrics.generated import GeneratedPictures

@@ -8,7 +8,7 @@ import torch
 from typer.testing import CliRunner
 
 from gansparse.cli import app
-from gansparse.cli_options import TaskName
+from gansparse.cli.options import TaskName
 from gansparse.data import write_synthetic
 from gansparse.errors import InputError
 from gansparse.files import load_tensors

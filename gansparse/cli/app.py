@@ -13,11 +13,11 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from gansparse.cli_compare import compare, sweep
-from gansparse.cli_compress import compress, evaluate
-from gansparse.cli_data import data_app
-from gansparse.cli_fid import fid
-from gansparse.cli_options import (
+from gansparse.cli.compare import compare, sweep
+from gansparse.cli.compress import compress, evaluate
+from gansparse.cli.data import data_app
+from gansparse.cli.fid import fid
+from gansparse.cli.options import (
     DataOption,
     DeviceOption,
     SamplesOption,
@@ -26,7 +26,7 @@ from gansparse.cli_options import (
     choose_device,
     say,
 )
-from gansparse.cli_train import train_app
+from gansparse.cli.train import train_app
 from gansparse.errors import GansparseError
 
 app = typer.Typer(

@@ -10,7 +10,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from gansparse.cli_options import (
+from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,
