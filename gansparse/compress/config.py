@@ -17,6 +17,8 @@ OUTPUT_TERMS = ("mse", "l1", "none")
 NORMS = ("batch", "running")
 LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
+FILTERS = ("weights", "channels")
+CRITERIA = ("effect", "magnitude")
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,13 @@ class TrainConfig:
         sparsity: share of zeros in the pruned weights, 0 <= s < 1.
         granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
         vector_size: output channels that share a pattern (granularity ``vector``).
+        filters: what goes with a filter (granularity ``filter``). ``weights``: nothing; its channel
+            becomes a constant. ``channels``: all that makes its channel, so that the generator
+            shrinks the most, at some cost in quality: filters of layers that are added to it,
+            biases, scales and shifts of norms; the layer that makes the picture stays whole, unless
+            ``include`` names it.
+        criterion: which weights go first. ``effect``: those that add least to their layer's
+            normalised output (see `measure_effects`); ``magnitude``: the smallest, as in the paper.
         bits: of one weight, in technique m, which quantizes and does not prune.
         scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
             ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
@@ -90,6 +99,8 @@ class TrainConfig:
     sparsity: float = 0.75
     granularity: str = "element"
     vector_size: int = 16
+    filters: str = "weights"
+    criterion: str = "effect"
     bits: int = 4
     scope: str = "erk"
     include: tuple[str, ...] = ()
@@ -117,6 +128,8 @@ class TrainConfig:
         if self.lr_decay is not None:
             _one_of("lr_decay", self.lr_decay, LR_DECAYS)
         _one_of("precision", self.precision, PRECISIONS)
+        _one_of("filters", self.filters, FILTERS)
+        _one_of("criterion", self.criterion, CRITERIA)
         _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
         _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
         _in_range("lambda_", self.lambda_, 0.0, math.inf)

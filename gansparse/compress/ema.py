@@ -30,6 +30,5 @@ def update_ema(
         else:
             mean.copy_(values[name])
     if pruner is not None:
-        for layer in pruner.layers:
-            weight = average.get_parameter(f"{layer.name}.weight" if layer.name else "weight")
-            weight.mul_(pruner.masks[layer.weight])
+        for name, mask in pruner.named_masks().items():
+            average.get_parameter(name).mul_(mask)

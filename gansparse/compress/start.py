@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 from dataclasses import replace
 from typing import Any
 
@@ -14,9 +15,16 @@ from gansparse.compress.config import TrainConfig
 from gansparse.compress.quantize import quantize
 from gansparse.compress.recipes import Recipe
 from gansparse.errors import InputError
-from gansparse.sparsity import AGP, OneShot, Pruner
+from gansparse.sparsity import (
+    AGP,
+    FilterChannels,
+    OneShot,
+    Pruner,
+    filter_channels,
+    measure_effects,
+)
 from gansparse.sparsity.layers import find_layers, select_layers
-from gansparse.tasks.gan import GANTask
+from gansparse.tasks.gan import Batch, GANTask
 
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
@@ -65,8 +73,17 @@ def d_update_rule(recipe: Recipe, config: TrainConfig) -> str:
     return "adversarial-original" if original else "adversarial-compressed"
 
 
-def make_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:
+def make_pruner(
+    module: nn.Module, recipe: Recipe, config: TrainConfig, task: GANTask | None = None
+) -> Pruner | None:
     """The pruner of the row's schedule; None where nothing is pruned.
+
+    Args:
+        module: to prune.
+        recipe: the row.
+        config: what the row leaves open.
+        task: whose generator the module is; None where it is no generator, so that its weights'
+            magnitudes decide, and filters' weights alone are pruned.
 
     Raises:
         InputError: a layer name that matches nothing, an unknown granularity or scope.
@@ -75,7 +92,17 @@ def make_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Prune
         return None
     granularity: Any = config.granularity  # the pruner refuses what it doesn't know
     scope: Any = "layer" if granularity == "2:4" else config.scope
-    return Pruner(
+    channels, note = None, ""
+    if task is not None and granularity == "filter" and config.filters == "channels":
+        try:
+            channels = generator_channels(module, task)
+        except InputError as error:
+            note = f"removed filters leave their bias and norm behind: {error}"
+    effects = None
+    if task is not None and config.criterion == "effect":
+        batch = first_batch(module, task)
+        effects = measure_effects(module, lambda generator: task.generate(generator, batch))
+    pruner = Pruner(
         module,
         config.sparsity,
         granularity=granularity,
@@ -84,6 +111,44 @@ def make_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Prune
         exclude=config.exclude,
         scope=scope,
         vector_size=config.vector_size,
+        channels=channels,
+        effects=effects,
+    )
+    pruner.notes += [note] if note else []
+    return pruner
+
+
+def first_batch(module: nn.Module, task: GANTask) -> Batch:
+    """The task's first batch, where the module is."""
+    device = next(module.parameters()).device
+    return {key: value.to(device) for key, value in task.batch(0).items()}
+
+
+def generator_channels(module: nn.Module, task: GANTask) -> FilterChannels:
+    """The channels of the task's generator, or of each of its generators.
+
+    Raises:
+        InputError: one of them can't be traced.
+    """
+    whole = copy.deepcopy(module).eval()
+    parts = dict(whole.items()) if isinstance(whole, nn.ModuleDict) else {"": whole}
+    calls: dict[str, tuple[Any, ...]] = {}
+
+    def note(name: str) -> Any:
+        def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> None:
+            bound = inspect.signature(part.forward).bind(*given, **named)
+            calls.setdefault(name, bound.args)
+
+        return hook
+
+    batch = first_batch(module, task)
+    hooks = [p.register_forward_pre_hook(note(n), with_kwargs=True) for n, p in parts.items()]
+    with torch.no_grad():
+        task.generate(whole, batch)
+    for hook in hooks:
+        hook.remove()
+    return FilterChannels.joined(
+        {name: filter_channels(part, *calls[name]) for name, part in parts.items() if name in calls}
     )
 
 

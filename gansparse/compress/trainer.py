@@ -117,7 +117,7 @@ class Trainer:
             freeze_norms(self.d)
 
         # Pruning and optimizers. The masks live in the optimizer step.
-        self.pruner = make_pruner(self.g_c, recipe, config)
+        self.pruner = make_pruner(self.g_c, recipe, config, task)
         self.pruner_d = None if self.d is None else critic_pruner(self.d, recipe, config)
         self._sparsity = 0.0
         lr = task.lr if config.lr is None else config.lr

@@ -9,6 +9,7 @@ from gansparse.models.dcgan import (
     load_dcgan_discriminator,
     load_dcgan_generator,
 )
+from gansparse.models.examples import example_inputs
 from gansparse.models.families import load_discriminator, load_generator
 from gansparse.models.lenet import LeNet
 from gansparse.models.msrresnet import MSRResNet
@@ -29,6 +30,7 @@ __all__ = [
     "StarGANDiscriminator",
     "StarGANGenerator",
     "UNetGenerator",
+    "example_inputs",
     "load_dcgan_discriminator",
     "load_dcgan_generator",
     "load_discriminator",

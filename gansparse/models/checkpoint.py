@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import json
 from importlib.resources import files
 from pathlib import Path
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from gansparse.errors import CheckpointError
@@ -26,12 +28,30 @@ def read_state(path: str | Path) -> State:
     """A file's tensors as float32, keys without wrappers' prefixes, in a dict without metadata.
 
     Raises:
-        CheckpointError: missing, damaged, or no tensors in it.
+        CheckpointError: missing, damaged, no tensors in it, or a shrunk network's.
     """
-    state, _ = load_tensors(path)
+    if written_as(path) == "shrunk":
+        raise CheckpointError(f"{path}: a shrunk network's weights; read them with load_shrunk")
+    if written_as(path) == "packed":
+        from gansparse.sparsity.packed import unpacked  # a room above this one
+
+        state = unpacked(path)
+    else:
+        state, _ = load_tensors(path)
     if not state:
         raise CheckpointError(f"{path}: holds no tensors; save the module's state_dict()")
     return strip_prefixes({k: v.float() if v.is_floating_point() else v for k, v in state.items()})
+
+
+def written_as(path: str | Path) -> str:
+    """``packed`` or ``shrunk`` where `gansparse.sparsity` wrote the file so; else empty."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            index = json.loads((file.metadata() or {})["gansparse"])
+        project, kind, _ = index["format"].split()
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, ValueError):
+        return ""  # another file; who reads it says what is wrong with it
+    return str(kind) if project == "gansparse" else ""
 
 
 def strip_prefixes(state: State) -> State:

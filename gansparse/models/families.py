@@ -17,7 +17,7 @@ from torch import nn
 
 from gansparse.errors import CheckpointError
 from gansparse.models import cyclegan, dcgan, msrresnet, pix2pix, srgan, stargan
-from gansparse.models.checkpoint import State, read_state
+from gansparse.models.checkpoint import State, read_state, written_as
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,8 @@ def load_generator(path: str | Path) -> nn.Module:
     """The generator in a public file: which one, and its sizes, is read off keys and shapes.
 
     Reads a `.pth` of a state_dict (BasicSR's `params_ema` or `params`, too) or a safetensors file,
-    with or without the prefixes of DataParallel and torch.compile. No code of the file runs.
+    with or without the prefixes of DataParallel and torch.compile. No code of the file runs. Files
+    of `gansparse.sparsity.save_packed` and `save_shrunk` are read, too.
 
     Args:
         path: of the weights.
@@ -131,6 +132,10 @@ def load_generator(path: str | Path) -> nn.Module:
         >>> type(load_generator(shipped("dcgan_mnist_g.safetensors"))).__name__
         'DCGANGenerator'
     """
+    if written_as(path) == "shrunk":
+        from gansparse.sparsity.shrunk import load_shrunk  # a room above this one
+
+        return load_shrunk(path)
     return _load(path, GENERATORS, "generator", DISCRIMINATORS, "load_discriminator")
 
 

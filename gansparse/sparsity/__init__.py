@@ -5,19 +5,23 @@ And what is left of it: `shrink` makes filter-pruned networks smaller, `save_pac
 """
 
 from gansparse.sparsity.allocation import erdos_renyi_kernel
+from gansparse.sparsity.effect import Effect, measure_effects
+from gansparse.sparsity.filters import FilterChannels, filter_channels
 from gansparse.sparsity.granularity import GRANULARITIES, Granularity, Pattern, make_mask
 from gansparse.sparsity.layers import Layer, find_layers, select_layers
 from gansparse.sparsity.packed import load_packed, save_packed
 from gansparse.sparsity.pruner import Pruner
 from gansparse.sparsity.report import SparsityReport, check_masked, sparsity_report
 from gansparse.sparsity.schedule import AGP, SCHEDULES, OneShot, Schedule, schedule_by_name
-from gansparse.sparsity.shrink import ShrinkReport, channel_parameters, shrink, shrink_report
+from gansparse.sparsity.shrink import ShrinkReport, shrink, shrink_report
 from gansparse.sparsity.shrunk import load_shrunk, save_shrunk
 
 __all__ = [
     "AGP",
     "GRANULARITIES",
     "SCHEDULES",
+    "Effect",
+    "FilterChannels",
     "Granularity",
     "Layer",
     "OneShot",
@@ -26,13 +30,14 @@ __all__ = [
     "Schedule",
     "ShrinkReport",
     "SparsityReport",
-    "channel_parameters",
     "check_masked",
     "erdos_renyi_kernel",
+    "filter_channels",
     "find_layers",
     "load_packed",
     "load_shrunk",
     "make_mask",
+    "measure_effects",
     "save_packed",
     "save_shrunk",
     "schedule_by_name",

@@ -122,6 +122,18 @@ def load_packed(path: str | Path, module: nn.Module) -> nn.Module:
     return module
 
 
+def unpacked(path: str | Path) -> dict[str, Tensor]:
+    """The state of a packed file, whichever module's it was; its keys come in no order.
+
+    Raises:
+        CheckpointError: missing, not a packed file, or a byte of it changed.
+    """
+    index, entries = _read(Path(path))
+    packed = index["tensors"]
+    plain = {k: v for k, v in entries.items() if k.rpartition(":")[0] not in packed}
+    return plain | {k: _unpack(k, entry, entries, Path(path)) for k, entry in packed.items()}
+
+
 def _halved(key: str, tensor: Tensor) -> Tensor:
     half = tensor.to(torch.float16)
     lost = half.isinf() & tensor.isfinite()

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from gansparse.errors import InputError
 from gansparse.sparsity.allocation import erdos_renyi_kernel
+from gansparse.sparsity.effect import Effect
+from gansparse.sparsity.filters import ChannelPruning, FilterChannels
 from gansparse.sparsity.granularity import (
     Granularity,
     Norm,
@@ -34,8 +36,9 @@ class Pruner:
     ``masks`` once follows every change: ``MaskedAdam(model.parameters(), masks=pruner.masks)``.
     Masks are monotone: a weight that is pruned stays pruned.
 
-    Only weights are masked. After a removed filter the layer still adds its bias and a following
-    BatchNorm still outputs its shift, so the channel becomes a constant, not nothing.
+    Unless ``channels`` is given only weights are masked. After a removed filter the layer still
+    adds its bias and a following BatchNorm still outputs its shift, so the channel becomes a
+    constant, not nothing.
 
     Args:
         model: any ``nn.Module``.
@@ -53,9 +56,16 @@ class Pruner:
             no further unit fits into ``round(sparsity · weights)``.
         vector_size: output channels of one ``vector``.
         norm: score of a unit, mean ``|w|`` (l1) or mean ``w²`` (l2).
+        effects: by layer name, from `measure_effects`: weights are scored by what they add to the
+            normalised output of their layer, not by their size alone.
+        channels: of the model, from `filter_channels`; for ``filter`` only. Then whole channels go:
+            filters that are added up or shuffled into one go together, and with them their biases
+            and what the norms after them have for the channel, which are masked, too. The layers
+            that make the model's output stay dense, unless ``include`` or a ratio by layer is
+            given. Layers that share channels share the mean of their ratios.
 
     Attributes:
-        masks: ``{weight: bool mask}``, True where the weight stays; live.
+        masks: ``{parameter: bool mask}``, True where the weight stays; live.
         layers: the layers that are pruned.
         notes: one sentence for each layer that can't reach its target, and why.
 
@@ -83,6 +93,8 @@ class Pruner:
         scope: Scope = "layer",
         vector_size: int = 16,
         norm: Norm = "l1",
+        channels: FilterChannels | None = None,
+        effects: Mapping[str, Effect] | None = None,
     ) -> None:
         self.pattern = Pattern(granularity, vector_size, norm)
         self.schedule: Schedule = (
@@ -93,15 +105,25 @@ class Pruner:
         if scope != "layer" and (granularity == "2:4" or isinstance(sparsity, Mapping)):
             what = "granularity 2:4" if granularity == "2:4" else "one ratio a layer"
             raise InputError(f"scope {scope} takes one ratio for the model, got {what}")
-        self.scope = scope
+        self.scope, self.effects = scope, dict(effects or {})
+        if channels is not None and granularity != "filter":
+            raise InputError(f"channels go whole at granularity filter only, got {granularity!r}")
         chosen = select_layers(find_layers(model), include, exclude)
+        if channels is not None and include is None and not isinstance(sparsity, Mapping):
+            chosen = [layer for layer in chosen if layer.name not in channels.outputs]
         if not chosen:
             raise InputError("nothing to prune: include minus exclude leaves no layer")
         self.targets = self._targets(chosen, sparsity)
         self.layers = [layer for layer in chosen if layer.name in self.targets]
+        self._named = {_key(layer): layer.weight for layer in self.layers}
+        self._channels: ChannelPruning | None = None
+        if channels is not None:
+            self._channels = ChannelPruning(model, self.layers, channels)
+            self.targets = self._channels.common(self.layers, self.targets)
+            self._named |= {name: own for name, (own, _) in self._channels.parameters.items()}
         self.masks: dict[nn.Parameter, Tensor] = {
-            layer.weight: torch.ones_like(layer.weight, dtype=torch.bool, requires_grad=False)
-            for layer in self.layers
+            parameter: torch.ones_like(parameter, dtype=torch.bool, requires_grad=False)
+            for parameter in self._named.values()
         }
         self.notes = [note for layer in self.layers if (note := self._shortfall(layer))]
 
@@ -137,24 +159,27 @@ class Pruner:
             sparsity = dict.fromkeys(self.targets, sparsity)
         magnitudes = [self._magnitude(layer) for layer in self.layers]
         scores = [self.pattern.scores(magnitude) for magnitude in magnitudes]
-        if self.scope == "global":
+        new: dict[nn.Parameter, Tensor] = {}
+        if self._channels is not None:
+            kept = self._keep_channels(self._channels, sparsity, scores, new)
+        elif self.scope == "global":
             kept = self._keep_globally(next(iter(sparsity.values())), scores, magnitudes)
         else:
             kept = [
                 keep_highest(score, units_to_prune(ratio, score.numel(), self.pattern.granularity))
                 for score, ratio in zip(scores, self._ordered(sparsity), strict=True)
             ]
-        changed = False
         for layer, stays, magnitude in zip(self.layers, kept, magnitudes, strict=True):
-            new = weight_form(
+            new[layer.weight] = weight_form(
                 self.pattern.expand(stays, magnitude),
                 layer.weight,
                 transposed=layer.transposed,
                 groups=layer.groups,
             )
-            mask = self.masks[layer.weight]
-            if not torch.equal(mask, new):
-                mask.copy_(new)
+        changed = False
+        for parameter, mask in self.masks.items():
+            if not torch.equal(mask, new[parameter]):
+                mask.copy_(new[parameter])
                 changed = True
         if changed:
             self.apply_()
@@ -168,16 +193,21 @@ class Pruner:
 
     def achieved_sparsity(self) -> float:
         """Masked share of all weights of the pruned layers."""
-        weights = sum(mask.numel() for mask in self.masks.values())
-        return 1 - sum(int(mask.sum()) for mask in self.masks.values()) / max(weights, 1)
+        masks = [self.masks[layer.weight] for layer in self.layers]
+        weights = sum(mask.numel() for mask in masks)
+        return 1 - sum(int(mask.sum()) for mask in masks) / max(weights, 1)
+
+    def named_masks(self) -> dict[str, Tensor]:
+        """The masks themselves, by their parameter's name in the model."""
+        return {name: self.masks[parameter] for name, parameter in self._named.items()}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The masks by weight name, bool; with the step it is all that a bit-exact resume needs."""
-        return {_key(layer): self.masks[layer.weight].clone() for layer in self.layers}
+        """The masks by name, bool; with the step it is all that a bit-exact resume needs."""
+        return {name: mask.clone() for name, mask in self.named_masks().items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take over the masks of ``state_dict()``, in place; all of them or, on an error, none."""
-        expected = {_key(layer): self.masks[layer.weight] for layer in self.layers}
+        expected = self.named_masks()
         if state.keys() != expected.keys():
             odd = ", ".join(sorted(state.keys() ^ expected.keys()))
             raise InputError(f"masks don't belong to this pruner; missing or unexpected: {odd}")
@@ -213,9 +243,9 @@ class Pruner:
         return value
 
     def _magnitude(self, layer: Layer) -> Tensor:
-        """|w| of the layer, [G, O, C, T], −1 where it is pruned already."""
+        """Score of each weight of the layer, [G, O, C, T], −1 where it is pruned already."""
         try:
-            return unit_form(
+            magnitude = unit_form(
                 layer.weight,
                 transposed=layer.transposed,
                 groups=layer.groups,
@@ -223,9 +253,29 @@ class Pruner:
             )
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
+        effect = self.effects.get(layer.name)
+        return magnitude if effect is None else effect.scaled(magnitude)
 
     def _ordered(self, sparsity: Mapping[str, float]) -> list[float]:
         return [sparsity[layer.name] for layer in self.layers]
+
+    def _keep_channels(
+        self,
+        channels: ChannelPruning,
+        sparsity: Mapping[str, float],
+        scores: list[Tensor],
+        masks: dict[nn.Parameter, Tensor],
+    ) -> list[Tensor]:
+        """Each layer's filters that stay; masks of biases and norms are added to ``masks``."""
+        ratios = self._ordered(channels.common(self.layers, sparsity))
+        removed = channels.removed(scores, ratios[0] if self.scope == "global" else ratios)
+        for parameter, ids in channels.parameters.values():
+            stays = ~removed[ids] | (ids < 0)
+            masks[parameter] = stays.to(parameter.device) & self.masks[parameter]
+        return [
+            channels.filters(removed, i).view(score.shape).to(score.device) & (score >= 0)
+            for i, score in enumerate(scores)
+        ]
 
     def _keep_globally(
         self, sparsity: float, scores: list[Tensor], magnitudes: list[Tensor]

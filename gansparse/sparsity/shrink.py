@@ -34,7 +34,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
 
 from gansparse.errors import InputError
-from gansparse.sparsity.channels import NORMS, ChannelMap, filters_first, map_channels
+from gansparse.sparsity.channels import ChannelMap, filters_first, map_channels
 from gansparse.sparsity.layers import Layer
 from gansparse.sparsity.shrunk import SPREADS, rebuild
 
@@ -192,42 +192,6 @@ def shrink_report(generator: nn.Module, *inputs: Any, spread: bool = True) -> Sh
     own = dict(generator.named_parameters())
     saved = sum(own[key].numel() - new.numel() for key, new in plan.state.items() if key in own)
     return ShrinkReport(tuple(plan.rows), channels.others, parameters, parameters - saved)
-
-
-def channel_parameters(generator: nn.Module, *inputs: Any) -> dict[str, list[nn.Parameter]]:
-    """What gives an empty filter's channel a value: biases, and the norm that follows.
-
-    Zero at a removed filter's index in all of these makes its channel 0 in every mode, so that
-    `shrink` has no constant to keep: no channel stays for one, and live dropout finds nothing to
-    drop.
-
-    Args:
-        generator: any; it is not changed.
-        inputs: what it is called with.
-
-    Returns:
-        layer → its bias, and the weight and bias of the norms that read this layer alone, each [O].
-
-    Raises:
-        InputError: the generator can't be traced or called with these inputs.
-
-    Example:
-        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8))
-        >>> {k: len(v) for k, v in channel_parameters(net, torch.randn(2, 3, 4, 4)).items()}
-        {'0': 3}
-    """
-    channels = map_channels(generator, inputs)
-    found: dict[str, list[nn.Parameter]] = {}
-    for name, atoms in channels.outputs.items():
-        readers = [reader for reader, own in channels.per_channel.items() if own == atoms]
-        modules = [generator.get_submodule(each) for each in (name, *readers)]
-        found[name] = [
-            parameter
-            for module in (modules[0], *[m for m in modules if isinstance(m, NORMS)])
-            for parameter in module.parameters()
-            if parameter.dim() == 1
-        ]
-    return found
 
 
 def _plan(generator: nn.Module, inputs: tuple[Any, ...], spread: bool) -> tuple[_Plan, ChannelMap]:

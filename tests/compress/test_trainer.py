@@ -160,6 +160,16 @@ def test_the_same_seed_gives_the_same_bits():
     )
 
 
+def test_the_criterion_decides_what_goes(task):
+    masks = {}
+    for criterion in ("effect", "magnitude"):
+        config = TrainConfig(steps=2, recipe="d", criterion=criterion, save_every=0)
+        trainer = Trainer(task, config)
+        assert bool(trainer.pruner.effects) == (criterion == "effect")
+        masks[criterion] = trainer.run().masks
+    assert any(not torch.equal(mask, masks["effect"][n]) for n, mask in masks["magnitude"].items())
+
+
 def test_agp_reaches_its_target_half_way(task):
     history = Trainer(task, config("b", steps=40)).run().history
     assert history[0]["sparsity"] == pytest.approx(0.05, abs=0.01)

@@ -44,6 +44,7 @@ def test_every_family_comes_back_to_the_last_bit(tmp_path, family, granularity):
     other = GENERATORS[family][0]()
     assert load_packed(tmp_path / "net.safetensors", other) is other
     assert_same_bits(net, other)
+    assert_same_bits(net, load_generator(tmp_path / "net.safetensors"))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,78 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Technique b at granularity filter leaves a generator that shrinks."""
+
+import copy
+
+import pytest
+import torch
+from tiny import tiny_task
+from torch import nn
+
+from gansparse.compress import TrainConfig, Trainer
+from gansparse.errors import InputError
+from gansparse.sparsity import shrink_report
+
+
+def config(**changes):
+    settings = {"steps": 6, "sparsity": 0.5, "save_every": 0, "recalibration": 2}
+    settings["filters"] = "channels"
+    return TrainConfig(granularity="filter", scope="layer", **{**settings, **changes})
+
+
+def left(task, result):
+    report = shrink_report(result.generator, task.batch(0)["z"])
+    return report.parameters_after / report.parameters_before
+
+
+def test_the_averaged_generator_shrinks(task):
+    result = Trainer(task, config()).run()
+    assert not result.notes
+    widths = [w.shape[1] for w in result.generator.parameters() if w.ndim == 4]
+    assert left(task, result) < 0.4  # a quarter of the inner layer, half of the first and the last
+    gone = result.masks["main.1.bias"].logical_not()
+    assert int(gone.sum()) == widths[0] // 2
+    norm = result.generator.main[1]
+    assert (norm.bias[gone] == 0).all()
+    assert (norm.weight[gone] == 0).all()
+    assert (norm.bias[~gone] != 0).any()
+    assert (result.generator.main[-2].weight != 0).all(), "the picture's layer is whole"
+
+
+def test_weights_only_is_the_default(task):
+    result = Trainer(task, config(filters="weights")).run()
+    assert TrainConfig().filters == "weights"
+    assert all(name.endswith("weight") for name in result.masks)
+    with pytest.raises(InputError, match="filters must be one of weights, channels, got 'some'"):
+        config(filters="some")
+
+
+def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == 3:
+            raise Stopped
+
+    whole = Trainer(tiny_task(), config()).run()
+    with pytest.raises(Stopped):
+        Trainer(tiny_task(), config(save_every=3), out=tmp_path).run(stop)
+    resumed = Trainer(tiny_task(), config(save_every=3), out=tmp_path, resume=True).run()
+    values = resumed.generator.state_dict()
+    for name, value in whole.generator.state_dict().items():
+        assert torch.equal(value, values[name]), name
+
+
+def test_a_generator_that_cannot_be_traced_is_pruned_by_weights_and_said_so(task):
+    class Branches(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, z):
+            return self.inner(z if z.sum() > -1e9 else -z)
+
+    task.generator = Branches(copy.deepcopy(task.generator))
+    result = Trainer(task, config()).run()
+    assert any("Branches can't be traced" in note for note in result.notes)
+    assert all(name.endswith("weight") for name in result.masks)
