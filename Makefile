@@ -23,8 +23,10 @@ format: $(VENV)/.ready  ## rewrite Python and C++ in the house's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.ready  ## kernel benchmarks; results under benchmarks/results
-	$(BIN)/python benchmarks/run.py
+bench: $(VENV)/.ready  ## kernels, then whole generators; CSV under benchmarks/results
+	$(BIN)/pip install -q --no-deps -r benchmarks/peers.txt || echo "peers that are missing are left out" >&2
+	$(BIN)/python benchmarks/run.py --save $(OPS)
+	$(BIN)/python benchmarks/end_to_end/generators.py --save $(GENERATORS)
 
 clean:
 	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache

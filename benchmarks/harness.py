@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How we measure: candidates take turns in one run, and what counts is the ratio between them.
 
-Every round times each candidate once, in an order that rotates, so that whatever slows the machine
-down slows all of them. Reported: median and spread of the times, and the median of the rounds'
+Reported: median and spread of the times (`gansparse.testing.timing`), and the median of the rounds'
 ratios to ours. Beside them stands the machine's own limit, measured the same way.
 """
 
@@ -13,25 +12,25 @@ import datetime
 import os
 import platform
 import re
-import statistics
 import subprocess
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from gansparse.info import collect
+from gansparse.testing.timing import (
+    Candidate,
+    arithmetic_limits,
+    interleave,
+    memory_limits,
+    threads,
+)
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 OURS = "gansparse"
-L2_FLUSH_BYTES = 256 << 20
-
-Candidate = Callable[[], object]
 Row = dict[str, str]
 
 
@@ -64,111 +63,6 @@ class Case:
     errors: Callable[[], dict[str, float]] | None = None
 
 
-@dataclass(frozen=True)
-class Measurement:
-    """Seconds a round, in the order of the rounds, by candidate."""
-
-    seconds: dict[str, list[float]]
-
-    def median(self, candidate: str) -> float:
-        return statistics.median(self.seconds[candidate])
-
-    def spread(self, candidate: str) -> float:
-        """Interquartile range over the median."""
-        low, _, high = statistics.quantiles(self.seconds[candidate], n=4)
-        return (high - low) / self.median(candidate)
-
-    def ratio(self, candidate: str) -> tuple[float, float]:
-        """How many times our time the candidate took: median of the rounds, interquartile range."""
-        ours = self.seconds[OURS]
-        ratios = [theirs / our for theirs, our in zip(self.seconds[candidate], ours, strict=True)]
-        low, middle, high = statistics.quantiles(ratios, n=4)
-        return middle, high - low
-
-
-@contextmanager
-def threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def interleave(
-    candidates: dict[str, Candidate], rounds: int, device: str = "cpu", warm_up: int = 2
-) -> Measurement:
-    """Time the candidates in turns; fast ones are repeated within a turn to last 1 ms."""
-    timer = _cuda_seconds if device == "cuda" else _cpu_seconds
-    repeats = {}
-    for name, run in candidates.items():
-        for _ in range(warm_up):
-            run()
-        repeats[name] = max(1, round(1e-3 / max(timer(run, 1), 1e-7)))
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
-    names = list(candidates)
-    for turn in range(rounds):
-        first = turn % len(names)
-        for name in names[first:] + names[:first]:
-            seconds[name].append(timer(candidates[name], repeats[name]))
-    return Measurement(seconds)
-
-
-def _cpu_seconds(run: Candidate, repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
-
-
-def _cuda_seconds(run: Candidate, repeats: int) -> float:
-    """Each call with a cold L2: the flush lies outside the events."""
-    flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
-    total = 0.0
-    for _ in range(repeats):
-        flush.zero_()
-        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        start.record()
-        run()
-        end.record()
-        end.synchronize()
-        total += start.elapsed_time(end) * 1e-3
-    return total / repeats
-
-
-# ---- What the machine can do ---------------------------------------------------------------------
-# Each gives candidates with the work that they do, in bytes read and written or in flops.
-
-
-def memory_limits(device: str = "cpu", items: int = 64 << 20) -> dict[str, tuple[Candidate, int]]:
-    """A copy, and an addition in place, far larger than the caches.
-
-    On a CPU the copy also reads what it overwrites, which is not counted; the addition writes what
-    it has read, as an optimizer does, and is the nearer limit for one.
-    """
-    x, y = (torch.ones(items, device=device) for _ in range(2))
-    return {"copy": (lambda: x.copy_(y), 2 * x.nbytes), "add": (lambda: x.add_(y), 3 * x.nbytes)}
-
-
-def arithmetic_limits(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 1536
-) -> dict[str, tuple[Candidate, int]]:
-    """What comes nearest to the multiply-add peak in torch itself: a square matrix product and, in
-    float32, a convolution 3x3 of 256 channels; on a CPU two libraries compute them."""
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
-    out = torch.empty_like(a)
-    limits: dict[str, tuple[Candidate, int]] = {
-        "matmul": (lambda: torch.mm(a, b, out=out), 2 * size**3)
-    }
-    if dtype == torch.float32:
-        x = torch.ones(8, 256, 32, 32, device=device).to(memory_format=torch.channels_last)
-        w = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
-        flops = 2 * 9 * 256 * x.numel()
-        limits["conv"] = (lambda: F.conv2d(x, w, padding=1), flops)
-    return limits
-
-
 # ---- Running and reporting -----------------------------------------------------------------------
 
 
@@ -189,7 +83,7 @@ def run_case(case: Case, rounds: int) -> list[Row]:
     rows = []
     for name in candidates:
         rate = work / measured.median(name)
-        ratio, ratio_spread = measured.ratio(name)
+        ratio, ratio_spread = measured.ratio(name, OURS)
         rows.append(
             {
                 "op": case.op,
@@ -245,11 +139,16 @@ def save_results(rows: list[Row], path: Path) -> None:
     """Replace the rows of the ops that were measured; leave the other ops' alone."""
     measured = {row["op"] for row in rows}
     kept = [row for row in read_results(path) if row["op"] not in measured]
+    write_rows(sorted(kept, key=lambda row: row["op"]) + rows, path)
+
+
+def write_rows(rows: list[Row], path: Path) -> None:
+    """A CSV whose columns are those of the last row."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), lineterminator="\n")
         writer.writeheader()
-        writer.writerows(sorted(kept, key=lambda row: row["op"]) + rows)
+        writer.writerows(rows)
 
 
 def key(row: Row) -> tuple[str, ...]:

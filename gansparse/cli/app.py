@@ -13,9 +13,12 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
+from gansparse.cli.bench import bench
 from gansparse.cli.compare import compare, sweep
 from gansparse.cli.compress import compress, evaluate
 from gansparse.cli.data import data_app
+from gansparse.cli.deploy import deploy
+from gansparse.cli.export import export
 from gansparse.cli.fid import fid
 from gansparse.cli.options import (
     DataOption,
@@ -43,6 +46,9 @@ app.command("compare")(compare)
 app.command("sweep")(sweep)
 app.command("eval")(evaluate)
 app.command("fid")(fid)
+app.command("deploy")(deploy)
+app.command("export")(export)
+app.command("bench")(bench)
 app.add_typer(data_app, name="data")
 
 

@@ -109,6 +109,11 @@ VGGOption = Annotated[
 TestSetOption = Annotated[
     list[Path] | None, typer.Option("--test-set", help="SRGAN: a folder to take PSNR and SSIM on.")
 ]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(min=1, help="Height and width of the pictures; default: what it was made for."),
+]
+BatchOption = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
 TensorboardOption = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
 
 
