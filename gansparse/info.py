@@ -35,7 +35,7 @@ def collect() -> dict[str, Any]:
             "compiler": build["compiler"],
         },
         "cpu": {
-            "machine": _cpu_name(),
+            "machine": cpu_name(),
             "simd_built": build["simd_built"],
             "simd_available": build["simd_available"],
             "simd": build["simd"],
@@ -90,7 +90,7 @@ def format_info() -> str:
     return "\n".join(f"{label:<{width}}  {text}" for label, text in lines)
 
 
-def _cpu_name() -> str:
+def cpu_name() -> str:
     """The processor's name as Linux gives it, or the architecture's."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:

@@ -1,0 +1,327 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`compile`: from a pruned generator to one that runs on the fastest kernels of this machine."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+import math
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.overrides import TorchFunctionMode
+
+from gansparse.deploy import measure
+from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
+from gansparse.deploy.explain import Explanation
+from gansparse.deploy.plan import TOLERANCE, Bank, make_plan
+from gansparse.errors import InputError
+from gansparse.sparsity import shrink as shrink_filters
+from gansparse.sparsity.shrunk import Spread
+
+_PLAIN = (bool, int, float, str, type(None))
+_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
+
+
+def compile(
+    generator: nn.Module,
+    example_input: Tensor | tuple[Any, ...],
+    *,
+    shrink: bool = True,
+    replan: bool = False,
+) -> CompiledGenerator:
+    """The generator in eval mode, each layer on the kernel that is fastest here.
+
+    It is captured as a graph (`gansparse.deploy.capture`); norms, paddings, sums, pixel shuffles
+    and activations are fused into its convolutions (`gansparse.deploy.fuse`); for each convolution
+    the fastest of the sparse kernels and of torch's dense ones, in NCHW and channels_last, is
+    chosen by measuring them on what the layer reads, with the threads that torch has now. Measured
+    times are kept on disk (`gansparse.deploy.measure`). Between layers everything stays in torch's
+    own layouts: the sparse kernels convert within the first cache, so that a blocked layout would
+    save nothing (see ``csrc/ops/sparse_conv2d/sparse_conv2d.h``). Memory between layers is torch's,
+    but for large tensors (see `gansparse.deploy.memory`).
+
+    The result is never slower than the generator: both are measured in turns, and where the plan
+    does not win, the generator runs as it was. So it does where it can't be captured, is not
+    float32, or is not on the CPU; `CompiledGenerator.explain` says so.
+
+    Args:
+        generator: any, pruned or not. It is copied; later changes to it have no effect.
+        example_input: what it is called with: shapes, threads and numbers as they will be.
+        shrink: leave out filters that are empty, where the output stays the same. Live dropout
+            then draws for fewer channels.
+        replan: measure again for each new shape of input. Otherwise a new shape keeps the kernels
+            of the example's and their packed weights; its first call is checked against the
+            generator.
+
+    Returns:
+        A module with the same call. It computes no gradients.
+
+    Raises:
+        InputError: the generator can't be called with the example.
+
+    Example:
+        >>> import os, tempfile
+        >>> os.environ["GANSPARSE_CACHE"] = tempfile.mkdtemp()
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()).eval()
+        >>> _ = net[0].weight.data[:, 1:].fill_(0)
+        >>> x = torch.randn(1, 3, 9, 9)
+        >>> fast = compile(net, x)
+        >>> torch.allclose(fast(x), net(x), atol=1e-4)
+        True
+    """
+    inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    with torch.inference_mode(False):
+        compiled = CompiledGenerator(copy.deepcopy(generator).eval(), replan=replan)
+    try:
+        with torch.no_grad():
+            compiled.original(*inputs)
+    except TypeError as error:
+        raise InputError(f"compile: the generator can't be called so: {error}") from None
+    compiled._add_plan(inputs, shrink=shrink)
+    return compiled
+
+
+class CompiledGenerator(nn.Module):
+    """What `compile` makes. Call it as the generator; threads may share it.
+
+    Its state is the generator's, and its plans are made of that: copies, pickles, and a
+    generator with another state, dtype or device make new ones on their first call, with the
+    kernels that were chosen at first.
+
+    Attributes:
+        original: the generator, which runs where no plan is better.
+        shrunk: the generator without empty filters, of which the plans are made; or None.
+    """
+
+    def __init__(self, original: nn.Module, *, replan: bool) -> None:
+        super().__init__()
+        self.original = original
+        self.shrunk: nn.Module | None = None
+        self._replan = replan
+        self._planned = False
+        self._choices: dict[str, str] | None = None  # of the first plan; None: runs as it was
+        self._forget()
+
+    def _forget(self) -> None:
+        """What follows from the state. No submodules: they differ with the shape of the input."""
+        self._plans: dict[Any, list[fx.GraphModule]] = {}  # none, or one
+        self._bank: Bank = {}
+        self._told: dict[Any, Explanation] = {}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """What the generator gives for these inputs."""
+        inputs = self._positional(args, kwargs)
+        key = _signature(inputs)
+        with torch.no_grad():
+            if key not in self._plans:
+                self._add_plan(inputs)
+            for plan in self._plans[key]:
+                with suppress(ShapeChanged):
+                    return plan(*[x.contiguous() if isinstance(x, Tensor) else x for x in inputs])
+            return self.original(*inputs)
+
+    def explain(self) -> Explanation:
+        """Which layer runs how and why, for the first shape of input that is known.
+
+        Example:
+            >>> net = nn.Conv2d(1, 1, 1).double()
+            >>> print(compile(net, torch.zeros(1, 1, 2, 2, dtype=torch.float64)).explain())
+            input 1×1×2×2
+            runs as it was: weight is float64; the kernels take float32
+        """
+        return next(iter(self._told.values()), Explanation("", verdict="not called yet"))
+
+    def train(self, mode: bool = True) -> CompiledGenerator:
+        """Stays in eval mode."""
+        super().train(False)
+        return self
+
+    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """As of any module; plans are made anew."""
+        self._forget()
+        return super().load_state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> CompiledGenerator:
+        self._forget()
+        super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+        return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plans": {}, "_bank": {}, "_told": {}}
+
+    def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
+        """The inputs without keywords."""
+        if not kwargs:
+            return tuple(args)
+        bound = inspect.signature(self.original.forward).bind(*args, **kwargs)
+        bound.apply_defaults()
+        if bound.kwargs:
+            raise InputError(f"the compiled generator takes no {next(iter(bound.kwargs))!r}")
+        return bound.args
+
+    def _add_plan(self, inputs: tuple[Any, ...], *, shrink: bool = False) -> None:
+        """Make the plan for inputs of this shape, or find that there is none."""
+        told, key = Explanation(", ".join(map(_text, inputs))), _signature(inputs)
+        measures = self._replan or not self._planned
+        reason = _unfit(self.original, inputs)
+        if reason is None and not measures and self._choices is None:
+            reason = "so it did for the first shape of input"
+        plan = None
+        if reason is None:
+            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+                own = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+                if not self._planned and shrink:
+                    self.shrunk = _shrunk(self.original, own, told)
+                plan, reason = self._plan(own, told, measures)
+                if plan is None and self.shrunk is not None and not self._planned:
+                    told.notes.append(f"not shrunk: {reason}")
+                    self.shrunk = None
+                    self._bank.clear()
+                    plan, reason = self._plan(own, told, measures)
+        self._planned = True
+        told.verdict = "runs as planned" if plan else f"runs as it was: {reason}"
+        if plan is None:
+            told.rows = []
+        self._told[key], self._plans[key] = told, [plan] if plan else []
+
+    def _plan(
+        self, inputs: tuple[Any, ...], told: Explanation, measures: bool
+    ) -> tuple[fx.GraphModule | None, str]:
+        """A plan for these inputs, or why there is none."""
+        source = _without_spread(self.original if self.shrunk is None else self.shrunk)
+        try:
+            captured, told.whole = capture(source, inputs)
+        except NotCaptured as failure:
+            return None, f"it can't be captured: {failure.reason}"
+        cache = measure.Cache()
+        choices = None if measures else self._choices
+        plan = make_plan(captured, inputs, cache, bank=self._bank, choices=choices)
+        told.rows = plan.rows
+        gap = _gap(self.original, plan.module, inputs)
+        if not gap <= TOLERANCE:
+            return None, f"the plan's output differs by {gap:.1g}"
+        if measures:
+            runs = {
+                "before": partial(self.original, *inputs),
+                "after": partial(plan.module, *inputs),
+            }
+            times = measure.interleaved(runs, rounds=5)
+            told.before, told.after = times["before"], times["after"]
+            cache.save()
+            if told.after >= told.before:
+                return None, "the plan is not faster"
+            self._choices = self._choices or plan.choices
+        return plan.module, ""
+
+
+class _NoDropout(TorchFunctionMode):
+    """Live dropout lets all through: what is left can be compared."""
+
+    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function in _DROPOUTS:
+            return args[0] if args else kwargs["input"]
+        return function(*args, **kwargs)
+
+
+def _gap(original: nn.Module, plan: nn.Module, inputs: tuple[Any, ...]) -> float:
+    """How far the plan's output is from the generator's, as a share of the largest number above 1.
+
+    Where rounding alone moves the generator's output as far from what it is in float64, that is
+    how far the plan's may be from it, too: then the gap is 0.
+    """
+
+    def run(module: nn.Module, *values: Any) -> list[Tensor]:
+        torch.manual_seed(0)
+        with _NoDropout():
+            return leaves(module(*values))
+
+    expected, got = run(original, *inputs), run(plan, *inputs)
+    gap = _distance(expected, got)
+    if gap <= TOLERANCE:
+        return gap
+    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
+    try:
+        exact = run(copy.deepcopy(original).double(), *wide)
+    except (RuntimeError, ValueError, TypeError):  # it holds to float32
+        return gap
+    rounding = _distance(exact, expected)
+    return 0.0 if _distance(exact, got) <= 2 * rounding else gap
+
+
+def _distance(one: list[Tensor], other: list[Tensor]) -> float:
+    gaps = [0.0]
+    for a, b in zip(one, other, strict=True):
+        if a.shape != b.shape:
+            return math.inf
+        if a.numel():
+            scale = max(1.0, float(a.abs().max()))
+            gaps.append(float((a.double() - b.double()).abs().max()) / scale)
+    return max(gaps) if not any(map(math.isnan, gaps)) else math.nan
+
+
+def _shrunk(original: nn.Module, inputs: tuple[Any, ...], told: Explanation) -> nn.Module | None:
+    """The generator without its empty filters; None where it has none that can go."""
+    try:
+        small = shrink_filters(original, *inputs, spread=False)
+    except InputError as error:
+        told.notes.append(f"not shrunk: {error}")
+        return None
+    before, after = (sum(p.numel() for p in net.parameters()) for net in (original, small))
+    if after == before:
+        return None
+    told.notes.append(f"shrunk: {before:,} parameters became {after:,}")
+    return small
+
+
+def _without_spread(network: nn.Module) -> nn.Module:
+    """The network with the filters that `shrink` left out: kernels leave them out, too."""
+    if not any(isinstance(part, Spread) for part in network.modules()):
+        return network
+    network = copy.deepcopy(network)
+    for part in network.modules():
+        if isinstance(part, Spread):
+            dim = int(part.transposed)
+            shape = list(part.weight.shape)
+            shape[dim] = part.out_channels
+            whole = part.weight.new_zeros(shape).index_copy(dim, part.channels, part.weight)
+            part.weight = nn.Parameter(whole)
+            plain: Any = nn.ConvTranspose2d if part.transposed else nn.Conv2d
+            part.__class__ = plain
+    return network
+
+
+def _unfit(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
+    """Why the kernels can't be used, if they can't."""
+    named = [*module.named_parameters(), *module.named_buffers()]
+    for i, x in enumerate(inputs):
+        if isinstance(x, Tensor):
+            named.append((f"input {i}", x))
+        elif not isinstance(x, _PLAIN):
+            return f"input {i} is a {type(x).__name__}; only tensors and plain values are followed"
+    for name, tensor in named:
+        if tensor.device.type != "cpu":
+            return f"{name} is on {tensor.device}; the kernels run on the CPU"
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            return f"{name} is {str(tensor.dtype)[6:]}; the kernels take float32"
+        if not tensor.numel() and name.startswith("input"):
+            return f"{name} is empty"
+    return None
+
+
+def _signature(inputs: tuple[Any, ...]) -> Any:
+    """What a plan depends on."""
+    return tuple(
+        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _text(x) for x in inputs
+    )
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return "×".join(map(str, value.shape))
+    return repr(value) if isinstance(value, _PLAIN) else type(value).__name__

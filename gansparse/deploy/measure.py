@@ -1,0 +1,140 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Time kernels against each other, and remember it on disk.
+
+The cache is one JSON file, ``gansparse/kernels.json`` under ``$XDG_CACHE_HOME`` (``~/.cache``), or
+``kernels.json`` in the folder that ``GANSPARSE_CACHE`` names: what was measured → candidate →
+milliseconds. What was measured includes everything that a time depends on: the layer's shapes and
+zeros, the candidates, processor, instruction set, threads, versions of torch and gansparse.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from gansparse import _C, __version__
+from gansparse.errors import CheckpointError, OutputError
+from gansparse.files import read_json, write_json
+from gansparse.info import cpu_name
+
+Times = dict[str, float]  # candidate → ms
+_ROUNDS = 3
+_SECONDS = 0.06
+_MOST_ROUNDS = 50
+_HOPELESS = 2.0
+
+
+def interleaved(
+    runs: Mapping[str, Callable[[], Any]], rounds: int = _ROUNDS, seconds: float = _SECONDS
+) -> Times:
+    """Milliseconds of each, run in turns.
+
+    Args:
+        runs: what to time, by name; each runs once before the clock does, and what then takes
+            more than twice the least is not run again.
+        rounds: at least this many; more while they take less than ``seconds`` a candidate.
+        seconds: see there.
+
+    Returns:
+        The least of each one's times: what other programs on the machine take only adds to them.
+    """
+    for run in runs.values():
+        run()
+    best = {name: _ms(run) for name, run in runs.items()}
+    near = [name for name, ms in best.items() if ms <= _HOPELESS * min(best.values())]
+    end, done = time.perf_counter() + seconds * len(near), 1
+    while done < rounds or (done < _MOST_ROUNDS and time.perf_counter() < end):
+        for name in near:
+            best[name] = min(best[name], _ms(runs[name]))
+        done += 1
+    return best
+
+
+def _ms(run: Callable[[], Any]) -> float:
+    """By the clock; of a single thread its own time, to which a busy machine adds little."""
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    start = clock()
+    run()
+    return (clock() - start) * 1e3
+
+
+def cache_file() -> Path:
+    """Where measured times are kept."""
+    own = os.environ.get("GANSPARSE_CACHE")
+    if own:
+        return Path(own) / "kernels.json"
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "gansparse" / "kernels.json"
+
+
+class Cache:
+    """Measured times; ``save`` adds the new ones to the file."""
+
+    def __init__(self) -> None:
+        self.path = cache_file()
+        self.known = _read(self.path)
+        self.new: dict[str, Times] = {}
+        self.machine = {
+            "processor": cpu_name(),
+            "isa": [_C.build_info()["simd"], torch.backends.cpu.get_cpu_capability()],
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "gansparse": __version__,
+        }
+
+    def times(
+        self, what: Mapping[str, Any], runs: Mapping[str, Callable[[], Callable[[], Any]]]
+    ) -> Times:
+        """Milliseconds of each candidate, measured if the cache has not all of them.
+
+        Args:
+            what: is measured; JSON-ready.
+            runs: name → what makes the candidate ready and returns what is to be timed. A candidate
+                that can't be made (it raises RuntimeError or ValueError) has no time.
+        """
+        key = json.dumps({**what, **self.machine, "candidates": sorted(runs)}, sort_keys=True)
+        found = self.new.get(key) or self.known.get(key)
+        if found is None:
+            ready = {}
+            for name, make in runs.items():
+                try:
+                    ready[name] = make()
+                except (RuntimeError, ValueError):
+                    continue
+            self.new[key] = found = interleaved(ready)
+        return dict(found)
+
+    def save(self) -> None:
+        """Atomically; what other processes have added since stays. A failure is a warning."""
+        if not self.new:
+            return
+        try:
+            write_json(self.path, _read(self.path) | self.new)
+        except OutputError as error:
+            warnings.warn(f"measured times are not kept: {error}", stacklevel=2)
+        self.known, self.new = self.known | self.new, {}
+
+
+def _read(path: Path) -> dict[str, Times]:
+    if not path.exists():
+        return {}
+    try:
+        found = read_json(path)
+        right = isinstance(found, dict) and all(
+            isinstance(times, dict) and all(isinstance(ms, float) for ms in times.values())
+            for times in found.values()
+        )
+        problem = "not a cache of measured times"
+    except CheckpointError as error:
+        right, problem = False, str(error)
+    if not right:
+        warnings.warn(f"{path}: {problem}; kernels are measured again", stacklevel=2)
+        return {}
+    return dict(found)

@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a fused graph to one whose layers run on the kernels that were measured fastest."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from gansparse.deploy import measure
+from gansparse.deploy.capture import expect
+from gansparse.deploy.fuse import fuse
+from gansparse.deploy.layout import choose_layouts, convert
+from gansparse.deploy.memory import MEMORY, Buffers, add_buffers
+from gansparse.deploy.steps import FORMATS, Conv, ConvLayer, Kernel, Layout, Norm, Sparse, kernels
+
+#: A kernel's output may differ from torch's by this share of the largest of the layer's outputs.
+TOLERANCE = 1e-4
+_EITHER_LAYOUT = {
+    F.relu, F.leaky_relu, F.prelu, F.tanh, F.elu, F.gelu, F.silu, F.hardtanh, F.softplus,
+    F.dropout, torch.relu, torch.prelu, torch.tanh, torch.sigmoid, torch.cat, torch.add, torch.mul,
+    operator.add, operator.mul, "add", "mul", "sub", "div", "relu", "tanh", "sigmoid",
+}  # fmt: skip
+
+
+@dataclass
+class Row:
+    """One line of `explain`.
+
+    Args:
+        layer: name in the network.
+        shape: from what to what.
+        sparsity: of the layer's weight; None where it has none.
+        kernel: that runs it.
+        times: candidate → ms; of what has no candidates, the one time.
+        why: this kernel.
+        fused: what was fused into it.
+    """
+
+    layer: str
+    shape: str
+    sparsity: float | None
+    kernel: str
+    times: measure.Times
+    why: str
+    fused: tuple[str, ...] = ()
+
+
+@dataclass
+class Plan:
+    """A graph that is ready to run, and what `explain` says of it."""
+
+    module: fx.GraphModule
+    rows: list[Row]
+    choices: dict[str, str]  # layer → kernel
+
+
+#: Layers that are ready to run, for plans of other shapes: (layer, kernel) → module.
+Bank = dict[tuple[str, str], nn.Module]
+
+
+def make_plan(
+    captured: fx.GraphModule,
+    inputs: tuple[Any, ...],
+    cache: measure.Cache,
+    *,
+    bank: Bank,
+    choices: dict[str, str] | None = None,
+) -> Plan:
+    """Fuse, measure, choose.
+
+    Args:
+        captured: from `gansparse.deploy.capture`; it is changed.
+        inputs: what it is called with; layers are measured on what they read then.
+        cache: of measured times.
+        bank: layers made before; new ones are added.
+        choices: layer → kernel, as chosen before: then nothing is measured.
+    """
+    names = fuse(captured)
+    runner = _Runner(captured, names, cache, bank, choices)
+    runner.run(*inputs)
+    costs = {node: layer.costs() for node, layer in runner.layers.items()}
+    costs |= {n: _FREE for n in captured.graph.nodes if runner.takes_either(n)}
+    price = _estimated if choices else _measured(cache)
+    layouts = choose_layouts(captured.graph, costs, price)
+    picked: dict[str, str] = {}
+    for node, layer in runner.layers.items():
+        kernel = layer.best[layouts[node]]
+        target, name = str(node.target), names[str(node.target)]
+        picked[name] = kernel
+        bank[name, kernel] = layer.ready[kernel]
+        captured.add_module(target, layer.ready[kernel])
+        runner.rows[node] = layer.row(name, node, kernel)
+    convert(captured.graph, layouts, set(runner.layers))
+    captured.add_module(MEMORY, Buffers())
+    writers = [node for node in runner.layers if _writes(captured, node)]
+    add_buffers(captured, writers, names)
+    captured.recompile()
+    return Plan(captured, list(runner.rows.values()), picked)
+
+
+_FREE: dict[Layout, float] = {"NCHW": 0.0, "channels_last": 0.0}
+
+
+@dataclass
+class _Layer:
+    """One convolution of the graph, and the fastest kernel in each layout."""
+
+    layer: ConvLayer
+    size: torch.Size
+    times: measure.Times
+    refused: dict[str, str] = field(default_factory=dict)  # kernel → why
+    best: dict[Layout, str] = field(default_factory=dict)
+    ready: dict[str, nn.Module] = field(default_factory=dict)
+
+    def costs(self) -> dict[Layout, float]:
+        """Milliseconds in each layout that it can run in."""
+        return {layout: self.times[name] for layout, name in self.best.items()}
+
+    def row(self, name: str, node: fx.Node, kernel: str) -> Row:
+        """What `explain` says."""
+        fastest = min(self.times, key=self.times.__getitem__)
+        why = "fastest" if len(self.times) > 1 else "as chosen before"
+        if fastest != kernel:
+            why = f"{fastest} is faster alone, but not with conversions from and to its neighbours"
+        for other, reason in self.refused.items():
+            why += f"; not {other}: {reason}"
+        shape = f"{_text(self.size)} → {_text(node.meta['value'].shape)}"
+        sparsity = self.layer.sparsity
+        return Row(name, shape, sparsity, kernel, self.times, why, tuple(self.layer.fused))
+
+
+class _Runner(fx.Interpreter):
+    """Runs the fused graph once, layer by layer, with each layer's kernels beside it."""
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        names: dict[str, str],
+        cache: measure.Cache,
+        bank: Bank,
+        choices: dict[str, str] | None,
+    ) -> None:
+        super().__init__(module)
+        self.names, self.cache, self.bank, self.choices = names, cache, bank, choices
+        self.layers: dict[fx.Node, _Layer] = {}
+        self.rows: dict[fx.Node, Row] = {}
+
+    def takes_either(self, node: fx.Node) -> bool:
+        """Whether a node other than a convolution runs as fast in channels_last, and keeps it."""
+        return node.op.startswith("call") and node.target in _EITHER_LAYOUT
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value; its kernels are measured on the way."""
+        out = super().run_node(n)
+        if not n.op.startswith("call"):
+            return out
+        step = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
+        if isinstance(step, Conv):
+            self.rows[n] = Row("", "", None, "", {}, "")  # its place; filled in when all is chosen
+            arguments, _ = self.fetch_args_kwargs_from_env(n)
+            self.layers[n] = self._layer(self.names[str(n.target)], step.layer, arguments, out)
+        elif self.choices is None and isinstance(out, Tensor) and n.target is not expect:
+            again = {"torch": lambda: super(_Runner, self).run_node(n)}
+            times = measure.interleaved(again, seconds=0.01)
+            fused = tuple(step.fused) if isinstance(step, Norm) else ()
+            name = self.names.get(str(n.target), _label(n))
+            why = "InstanceNorm by group norm" if fused or isinstance(step, Norm) else "not fused"
+            if step is not None and not isinstance(step, Norm):
+                why = "runs as it was"
+            self.rows[n] = Row(name, _text(out.shape), None, "torch", times, why, fused)
+        return out
+
+    def _layer(self, name: str, layer: ConvLayer, read: Any, expected: Tensor) -> _Layer:
+        """Measure a convolution's kernels, and make the best of each layout ready."""
+        size = read[0].shape
+        ways = kernels(layer, tuple(size))
+        if self.choices is not None:
+            kept = self.choices.get(name, "torch")
+            ways = {n: way for n, way in ways.items() if n in (kept, "torch")}
+            times = {kept if kept in ways else "torch": 0.0}
+        else:
+            times = self.cache.times(
+                _key(layer, size, expected.shape, read[1] is not None),
+                {n: _timed(way, read) for n, way in ways.items()},
+            )
+        found = _Layer(layer, size, times)
+        most = TOLERANCE * max(1.0, float(expected.abs().max()))
+        layouts: tuple[Layout, ...] = ("NCHW", "channels_last")
+        for layout in layouts:
+            while names := [n for n in found.times if ways[n].layout == layout]:
+                best = min(names, key=found.times.__getitem__)
+                made = self.bank.get((name, best)) or ways[best].make()
+                gap = float((made(*read) - expected).abs().max()) if expected.numel() else 0.0
+                if gap <= most:
+                    found.best[layout], found.ready[best] = best, made
+                    break
+                del found.times[best]
+                found.refused[best] = f"differs from torch by {gap:.1g}"
+        if not found.best:  # NaN in the network: nothing is near it
+            found.times = {"torch": 0.0}
+            found.best["NCHW"], found.ready["torch"] = "torch", ways["torch"].make()
+        return found
+
+
+def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
+    """Whether the step can write into memory that it is given."""
+    step = module.get_submodule(str(node.target))
+    return isinstance(step, Sparse) and step.shuffle == 1
+
+
+def _timed(way: Kernel, read: Any) -> Callable[[], Callable[[], Any]]:
+    """What makes the kernel ready and returns its run, on input of its own layout."""
+
+    def make() -> Callable[[], Any]:
+        ready = way.make()
+        own = [t if t is None else t.contiguous(memory_format=FORMATS[way.layout]) for t in read]
+        ready(*own)  # a kernel that refuses the layer does so now
+        return lambda: ready(*own)
+
+    return make
+
+
+def _key(layer: ConvLayer, size: torch.Size, made: torch.Size, adds: bool) -> dict[str, Any]:
+    """All that a layer's time depends on, but for the machine; sparsity in steps of 1 %."""
+    filled = float((layer.filters != 0).flatten(1).any(1).double().mean())
+    return {
+        "input": list(size), "output": list(made), "weight": list(layer.weight.shape),
+        "zeros": round(layer.sparsity, 2), "filters": round(filled, 2),
+        "stride": layer.stride, "padding": layer.padding, "mode": layer.pad_mode,
+        "dilation": layer.dilation, "groups": layer.groups, "transposed": layer.transposed,
+        "output_padding": layer.output_padding, "shuffle": layer.shuffle,
+        "activation": layer.activation, "adds": adds,
+    }  # fmt: skip
+
+
+def _measured(cache: measure.Cache) -> Callable[[Tensor, Layout], float]:
+    """What converting a tensor costs here."""
+    known: dict[tuple[torch.Size, Layout], float] = {}
+
+    def price(value: Tensor, layout: Layout) -> float:
+        if (value.shape, layout) not in known:
+            other: Layout = "NCHW" if layout == "channels_last" else "channels_last"
+            x = torch.zeros(value.shape).contiguous(memory_format=FORMATS[other])
+            run = partial(x.contiguous, memory_format=FORMATS[layout])
+            times = cache.times({"input": list(value.shape), "to": layout}, {"copy": lambda: run})
+            known[value.shape, layout] = times["copy"]
+        return known[value.shape, layout]
+
+    return price
+
+
+def _estimated(value: Tensor, layout: Layout) -> float:
+    return value.numel() * 1e-6
+
+
+def _label(node: fx.Node) -> str:
+    owner = node.meta.get("owner") or ""
+    if node.op == "call_module":
+        return str(node.target)
+    target = node.target
+    name = target if isinstance(target, str) else getattr(target, "__name__", str(target))
+    return f"{owner}: {name}" if owner else str(name)
+
+
+def _text(shape: torch.Size | tuple[int, ...]) -> str:
+    return "×".join(map(str, shape))

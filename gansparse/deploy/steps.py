@@ -1,0 +1,429 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a compiled generator is made of: fused layers, and the kernels that can run them.
+
+A `Conv` is a convolution with all that was fused into it; it runs in plain torch and is the
+reference for its kernels, which `KERNELS` names. A `Norm` is an InstanceNorm with what follows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gansparse import _C
+from gansparse.nn import SparseConv2d, SparseConvTranspose2d
+from gansparse.ops import pack_sparse_conv2d, pack_sparse_conv_transpose2d
+from gansparse.ops.sparse_conv2d import Activation
+from gansparse.ops.sparse_conv2d_packing import PaddingMode
+
+Pair = tuple[int, int]
+Slope = float | Tensor
+#: How a kernel wants its input, and gives its output.
+Layout = Literal["NCHW", "channels_last"]
+FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
+_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
+#: A dense kernel leaves out a layer's empty filters when they are at least this share.
+_WORTH_SPREADING = 1 / 8
+#: An element kernel needs this share of zeros to have a chance; measured break-even is at 0.2.
+_WORTH_PACKING = 0.1
+#: Filters may share a pattern though each lost some more: what that may cost.
+_WORTH_SHARING = 1.1
+
+
+@dataclass
+class ConvLayer:
+    """A convolution, or a transposed one, and what was fused into it.
+
+    In this order: padding, convolution, bias, pixel shuffle, residual, activation.
+    """
+
+    weight: Tensor  # [O, C / groups, R, S]; transposed: [C, O / groups, R, S]
+    bias: Tensor | None  # [O]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    groups: int
+    transposed: bool = False
+    output_padding: Pair = (0, 0)
+    pad_mode: PaddingMode = "zeros"
+    shuffle: int = 1
+    activation: Activation = "none"
+    slope: Slope = 0.0
+    fused: list[str] = field(default_factory=list)
+
+    @property
+    def out_channels(self) -> int:
+        """O, before the pixel shuffle."""
+        return self.weight.shape[1] * self.groups if self.transposed else self.weight.shape[0]
+
+    @property
+    def filters(self) -> Tensor:
+        """[O, C, R, S], a view, of a layer with one group."""
+        return self.weight.transpose(0, 1) if self.transposed else self.weight
+
+    @property
+    def sparsity(self) -> float:
+        """Share of zeros."""
+        return 1 - float((self.weight != 0).sum()) / max(1, self.weight.numel())
+
+
+def activate(y: Tensor, activation: Activation, slope: Slope) -> Tensor:
+    """In place: y is nobody else's."""
+    if activation == "relu":
+        return y.relu_()
+    if activation == "tanh":
+        return y.tanh_()
+    if activation == "none":
+        return y
+    return F.prelu(y, slope) if isinstance(slope, Tensor) else F.leaky_relu_(y, slope)
+
+
+class Conv(nn.Module):
+    """A layer in torch's own convolutions: reference, and two of its kernels.
+
+    Args:
+        layer: what to compute.
+        layout: of input and output.
+        sparse_filters: leave out filters without any weight.
+    """
+
+    rows: Tensor | None
+
+    def __init__(
+        self, layer: ConvLayer, layout: Layout = "NCHW", sparse_filters: bool = False
+    ) -> None:
+        super().__init__()
+        self.layer, self.format = layer, FORMATS[layout]
+        filled = (layer.filters != 0).flatten(1).any(1) if layer.groups == 1 else torch.ones(1)
+        empty = 1 - float(filled.float().mean())
+        rows = None
+        if sparse_filters and _WORTH_SPREADING <= empty < 1:
+            rows = filled.nonzero().flatten()
+        weight, bias = layer.weight, layer.bias
+        if rows is not None:
+            weight = weight.index_select(int(layer.transposed), rows)
+            bias = None if bias is None else bias[rows]
+        self.register_buffer("rows", rows)
+        self.register_buffer("bias", bias)
+        self.register_buffer("weight", weight.contiguous(memory_format=self.format))
+        self.slope = layer.slope
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        residual: Tensor | None = None,  # [N, O', OH, OW], O' after the shuffle
+    ) -> Tensor:  # [N, O', OH, OW]
+        """The layer."""
+        layer = self.layer
+        x = x.contiguous(memory_format=self.format)
+        y = self.convolve(x)
+        if self.rows is not None:
+            y = self._spread(y)
+        if layer.shuffle > 1:
+            y = F.pixel_shuffle(y, layer.shuffle)
+        y = y.contiguous(memory_format=self.format)
+        if residual is not None:
+            y = y.add_(residual.contiguous(memory_format=self.format))
+        return activate(y, layer.activation, layer.slope)
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Padding, convolution and bias."""
+        layer = self.layer
+        weight, bias = cast(Tensor, self.weight), cast("Tensor | None", self.bias)
+        if layer.transposed:
+            settings = (layer.stride, layer.padding, layer.output_padding)
+            return F.conv_transpose2d(
+                x, weight, bias, *settings, groups=layer.groups, dilation=layer.dilation
+            )
+        x, padding = self.padded(x)
+        return F.conv2d(x, weight, bias, layer.stride, padding, layer.dilation, layer.groups)
+
+    def padded(self, x: Tensor) -> tuple[Tensor, Pair]:
+        """What the convolution reads, and the zero padding that is left to it."""
+        high, wide = self.layer.padding
+        if self.layer.pad_mode == "zeros":
+            return x, (high, wide)
+        return F.pad(x, (wide, wide, high, high), _PAD_MODES[self.layer.pad_mode]), (0, 0)
+
+    def _spread(self, made: Tensor) -> Tensor:
+        shape = (made.shape[0], self.layer.out_channels, *made.shape[2:])
+        out = made.new_zeros(shape)
+        if self.layer.bias is not None:
+            out += self.layer.bias.view(-1, 1, 1)
+        return out.index_copy_(1, cast(Tensor, self.rows), made)
+
+
+class OneDNNConv(Conv):
+    """The layer by oneDNN with its weight reordered once, and not on each call.
+
+    ``torch.ops.mkldnn`` is what torch.compile calls; where a build of torch lacks it, this kernel
+    can't be made and is no candidate.
+    """
+
+    def __init__(self, layer: ConvLayer, layout: Layout, size: tuple[int, ...]) -> None:
+        super().__init__(layer, layout, sparse_filters=True)
+        self.size = size
+        self._reorder()
+
+    def _reorder(self) -> None:
+        layer, ops = self.layer, torch.ops.mkldnn
+        weight, size = cast(Tensor, self.weight).contiguous(), list(self.size)
+        reads_zeros = layer.pad_mode == "zeros"
+        self.zeros = list(layer.padding) if reads_zeros else [0, 0]
+        if not reads_zeros:
+            size[2:] = [n + 2 * p for n, p in zip(size[2:], layer.padding, strict=True)]
+        stride, dilation = list(layer.stride), list(layer.dilation)
+        with torch.no_grad():
+            if layer.transposed:
+                self.reordered = ops._reorder_convolution_transpose_weight(
+                    weight, self.zeros, list(layer.output_padding), stride, dilation,
+                    layer.groups, size,
+                )  # fmt: skip
+            else:
+                self.reordered = ops._reorder_convolution_weight(
+                    weight, self.zeros, stride, dilation, layer.groups, size
+                )
+        self.settings: tuple[Any, ...] = (stride, dilation, layer.groups, "none", [], "")
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Padding, convolution and bias."""
+        layer, bias = self.layer, self.bias
+        if layer.transposed:
+            made = torch.ops.mkldnn._convolution_transpose_pointwise(
+                x, self.reordered, bias, self.zeros, list(layer.output_padding), *self.settings
+            )
+        else:
+            x, _ = self.padded(x)
+            made = torch.ops.mkldnn._convolution_pointwise(
+                x, self.reordered, bias, self.zeros, *self.settings
+            )
+        return cast(Tensor, made)
+
+
+class Sparse(nn.Module):
+    """The layer by `gansparse.ops.sparse_conv2d`.
+
+    A pixel shuffle by 2 that follows goes into the kernel, as a transposed convolution of stride 2:
+    output channel 4 o + 2 a + b is phase (a, b) of channel o. The kernel's bias is one number for
+    all phases; where the layer's differs, it is a residual.
+    """
+
+    phases: Tensor | None
+
+    def __init__(self, layer: ConvLayer, vector: int, size: tuple[int, int, int]) -> None:
+        super().__init__()
+        self.layer = layer
+        slope, activation, bias = layer.slope, layer.activation, layer.bias
+        phases = None
+        fused_shuffle = can_shuffle(layer)
+        if fused_shuffle and bias is not None:
+            each = bias.view(-1, 4)
+            phases, bias = each.clone(), None
+            if bool((each == each[:, :1]).all()):
+                phases, bias = None, each[:, 0]
+        self.register_buffer("phases", phases)
+        self.shuffle = 1 if fused_shuffle else layer.shuffle
+        if self.shuffle > 1 and isinstance(slope, Tensor) and slope.numel() > 1:
+            slope = slope.repeat_interleave(self.shuffle**2)
+        self.conv: SparseConv2d | SparseConvTranspose2d
+        if layer.transposed or fused_shuffle:
+            weight = _shuffling(layer) if fused_shuffle else layer.weight
+            packed = pack_sparse_conv_transpose2d(
+                weight,
+                stride=2 if fused_shuffle else layer.stride[0],
+                padding=_shuffled_padding(layer) if fused_shuffle else layer.padding,
+                output_padding=layer.output_padding,
+                vector_size=vector,
+                size=size,
+            )
+            self.conv = SparseConvTranspose2d(packed, bias, activation=activation, slope=slope)
+        else:
+            packed = pack_sparse_conv2d(
+                layer.weight,
+                stride=layer.stride[0],
+                padding=layer.padding,
+                padding_mode=layer.pad_mode,
+                vector_size=vector,
+                size=size,
+            )
+            self.conv = SparseConv2d(packed, bias, activation=activation, slope=slope)
+        self.offset: dict[torch.Size, Tensor] = {}
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        residual: Tensor | None = None,  # [N, O', OH, OW]
+        out: Tensor | None = None,  # [N, O', OH, OW], where the shuffle is the kernel's
+    ) -> Tensor:  # [N, O', OH, OW]
+        """The layer; into ``out``, if that is given."""
+        if self.phases is not None:
+            residual = self._offset(x.shape)
+        if out is not None:
+            return self._into(out, x.contiguous(), residual)
+        y = cast(Tensor, self.conv(x, residual))
+        return y if self.shuffle == 1 else F.pixel_shuffle(y, self.shuffle)
+
+    def _into(self, out: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
+        """As the op does it, which makes its own output."""
+        packed = self.conv.packed
+        residual = None if residual is None else residual.contiguous()
+        slope = self.conv.slope_number if self.conv.slope is None else self.conv.slope
+        tanh = self.conv.activation == "tanh"
+        kernel = "none" if tanh else self.conv.activation
+        _C.sparse_conv2d(
+            x, packed.values, packed.offsets, packed.starts, packed.rows, packed.geometry,
+            self.conv.bias, residual, kernel, slope, out,
+        )  # fmt: skip
+        return out.tanh_() if tanh else out
+
+    def _offset(self, shape: torch.Size) -> Tensor:
+        """The bias as a picture; of the last size it is kept."""
+        made = self.offset.get(shape)
+        if made is None:
+            assert self.phases is not None
+            g = self.conv.packed.geometry
+            high, wide = (n // 2 for n in g.output_size(*shape[2:]))
+            planes = self.phases.view(1, -1, 1, 1).expand(shape[0], -1, high, wide)
+            made = F.pixel_shuffle(planes, 2)
+            self.offset = {shape: made}  # one assignment: other threads see the old or the new
+        return made
+
+
+class Norm(nn.Module):
+    """InstanceNorm, then a sum, then an activation: after the first pass all is in place.
+
+    By torch's group norm with a group a channel: it norms plane by plane, so that each plane is
+    still in the cache when it is scaled, where torch's instance norm passes over the whole tensor
+    three times: 5x its time on [1, 64, 128, 128], one thread of a Zen 5. Only in NCHW: torch's
+    channels_last kernel takes the variance as mean square less squared mean, in float32, and errs
+    by 1e-3 where a channel's mean is three times its deviation.
+
+    Args:
+        weight: [C], or None.
+        bias: [C], or None.
+        eps: added to the variance.
+        activation: of the sum.
+        slope: of its negative values.
+        fused: what was fused into it, for the table.
+    """
+
+    def __init__(
+        self,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        eps: float,
+        *,
+        activation: Activation = "none",
+        slope: Slope = 0.0,
+        fused: list[str],
+    ) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight)
+        self.register_buffer("bias", bias)
+        self.eps, self.activation, self.slope, self.fused = eps, activation, slope, fused
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        residual: Tensor | None = None,  # [N, C, H, W]
+    ) -> Tensor:  # [N, C, H, W]
+        """The norm and what follows."""
+        y = F.group_norm(
+            x, x.shape[1], cast("Tensor | None", self.weight), cast("Tensor | None", self.bias),
+            self.eps,
+        )  # fmt: skip
+        if residual is not None:
+            y = y.add_(residual)
+        return activate(y, self.activation, self.slope)
+
+
+def can_shuffle(layer: ConvLayer) -> bool:
+    """Whether the sparse kernel can do the layer's pixel shuffle, too."""
+    plain = layer.stride == layer.dilation == (1, 1) and layer.groups == 1
+    high, wide = layer.weight.shape[2:]
+    inside = layer.padding[0] < high and layer.padding[1] < wide
+    small = max(high, wide) * 2 <= 15
+    zeros = layer.pad_mode == "zeros" and not layer.transposed
+    return plain and inside and small and zeros and layer.shuffle == 2
+
+
+def _shuffling(layer: ConvLayer) -> Tensor:
+    """[C, O / 4, 2 R, 2 S]: the transposed convolution that is the layer with its shuffle."""
+    out, channels, high, wide = layer.weight.shape
+    taps = layer.weight.view(out // 4, 2, 2, channels, high, wide).flip(4, 5)
+    return taps.permute(3, 0, 4, 1, 5, 2).reshape(channels, out // 4, 2 * high, 2 * wide)
+
+
+def _shuffled_padding(layer: ConvLayer) -> Pair:
+    high, wide = layer.weight.shape[2:]
+    return (2 * (high - 1 - layer.padding[0]), 2 * (wide - 1 - layer.padding[1]))
+
+
+def vector_sizes(layer: ConvLayer) -> list[int]:
+    """Numbers of neighbouring filters that share a pattern; 1 where hardly any does."""
+    weight = _shuffling(layer).transpose(0, 1) if can_shuffle(layer) else layer.filters
+    kept = (weight != 0).flatten(1)
+    most = _WORTH_SHARING * float(kept.sum())
+    sizes = []
+    for size in (16, 8, 4):
+        blocks = torch.split(kept, size)  # the last may be smaller
+        computed = sum(len(block) * float(block.any(0).sum()) for block in blocks)
+        if size < 2 * len(kept) and computed <= most:
+            sizes.append(size)
+    worth = not sizes or sizes[0] < 8
+    return sizes + ([1] if worth and layer.sparsity >= _WORTH_PACKING else [])
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """One way to run a layer."""
+
+    layout: Layout
+    make: Callable[[], nn.Module]
+
+
+def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
+    """The ways to run a layer for an input of this size, by name; the first is torch's own.
+
+    Args:
+        layer: as it was fused.
+        size: [N, C, H, W] of its input.
+    """
+    found: dict[str, Kernel] = {}
+
+    def add(name: str, layout: Layout, make: Callable[[Layout], nn.Module]) -> None:
+        found[name] = Kernel(layout, lambda: make(layout))
+
+    def torch_conv(layout: Layout) -> nn.Module:
+        return Conv(layer, layout, sparse_filters=True)
+
+    def onednn_conv(layout: Layout) -> nn.Module:
+        return OneDNNConv(layer, layout, size)
+
+    add("torch", "NCHW", torch_conv)
+    add("torch channels_last", "channels_last", torch_conv)
+    if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
+        add("onednn", "NCHW", onednn_conv)
+        add("onednn channels_last", "channels_last", onednn_conv)
+    if _packable(layer):
+        n, _, h, w = size
+        for vector in vector_sizes(layer):
+            name = "sparse" if vector == 1 else f"sparse vector-{vector}"
+            found[name] = Kernel("NCHW", lambda v=vector: Sparse(layer, v, (n, h, w)))  # type: ignore
+    return found
+
+
+def _packable(layer: ConvLayer) -> bool:
+    """Whether the sparse kernels take the layer."""
+    stride, taps = layer.stride, layer.weight.shape[2:]
+    plain = layer.groups == 1 and layer.dilation == (1, 1) and max(taps) <= 15
+    fits = stride in ((1, 1), (2, 2)) and bool(layer.weight.any())
+    if layer.transposed:
+        fits = fits and all(p < k for p, k in zip(layer.padding, taps, strict=True))
+        fits = fits and all(e < stride[0] for e in layer.output_padding)
+    return plain and fits

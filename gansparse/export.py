@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A generator for other runtimes: ONNX, and torch.export's own file.
+
+Both come of one capture by ``torch.export``, with any batch and any picture size that the network
+takes. An exported network is a function of its input: it computes what the generator computes in
+eval mode without its dropout, that of a live U-Net included. Of zeros these formats know nothing;
+the small file is that of `gansparse.sparsity.save_packed`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import math
+import re
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.dropout import _DropoutNd
+
+from gansparse.errors import InputError
+from gansparse.files import atomic_file
+
+Example = Tensor | tuple[Tensor, ...]
+
+
+@dataclass(frozen=True)
+class Exported:
+    """What was written.
+
+    Args:
+        path: of the file.
+        size: of the file, in bytes.
+        inputs: by name their shapes; a word stands for any size.
+        difference: largest absolute difference to the generator's own output, of the example and of
+            one of another batch and size where it takes any; None where nothing could run the file.
+    """
+
+    path: Path
+    size: int
+    inputs: dict[str, tuple[int | str, ...]]
+    difference: float | None
+
+    def __str__(self) -> str:
+        shapes = ", ".join(f"{name} {'×'.join(map(str, s))}" for name, s in self.inputs.items())
+        checked = "not checked" if self.difference is None else f"differs by {self.difference:.1e}"
+        return f"{self.path}  {self.size:,} bytes  {shapes}  {checked}"
+
+
+def to_torch_export(generator: nn.Module, example: Example, path: str | Path) -> Exported:
+    """Writes the generator as a ``.pt2`` file, which ``torch.export.load`` reads without its class.
+
+    Args:
+        generator: any that ``torch.export`` can follow; it is left as it is.
+        example: what it is called with.
+        path: target; its folder is made.
+
+    Raises:
+        InputError: the generator can't be called with the example, or not be captured.
+        OutputError: it could not be written; an older file of that name is untouched.
+
+    Example:
+        >>> import tempfile
+        >>> net, path = nn.Sequential(nn.Conv2d(3, 4, 3)), Path(tempfile.mkdtemp(), "net.pt2")
+        >>> to_torch_export(net, torch.randn(1, 3, 8, 8), path).inputs
+        {'input': ('batch', 3, 'height', 'width')}
+        >>> torch.export.load(path).module()(torch.randn(2, 3, 9, 7)).shape
+        torch.Size([2, 4, 7, 5])
+    """
+    network, given = still(generator, example)
+    for program, taken in _captures(network, given):
+        buffer = io.BytesIO()
+        with quietly():
+            torch.export.save(program, buffer)
+        buffer.seek(0)
+        again = torch.export.load(buffer).module()
+        # A U-Net captured at twice the width takes no picture that has one pixel at its bottom.
+        with contextlib.suppress(AssertionError):
+            difference = _difference(network, again, [given, taken])
+            return _written(Path(path), buffer.getvalue(), _shapes(program), difference)
+    raise InputError(f"{type(generator).__name__} can't be exported for the example's own sizes")
+
+
+def to_onnx(
+    generator: nn.Module, example: Example, path: str | Path, *, dynamic: bool = True
+) -> Exported:
+    """Writes the generator as an ONNX file, and compares it where ONNX Runtime is installed.
+
+    Args:
+        generator: any that ``torch.export`` can follow; it is left as it is.
+        example: what it is called with.
+        path: target; its folder is made.
+        dynamic: any batch and size that the network takes; otherwise the example's alone, which
+            some runtimes run faster.
+
+    Raises:
+        InputError: the exporter is not installed; the generator can't be called with the example or
+            not be captured; or ONNX Runtime's output is another.
+        OutputError: it could not be written; an older file of that name is untouched.
+    """
+    try:
+        import onnxscript  # noqa: F401
+    except ImportError:
+        raise InputError(
+            "to_onnx needs torch's exporter: pip install 'gansparse[export]'"
+        ) from None
+    network, given = still(generator, example)
+    program, taken = next(_captures(network, given, dynamic))
+    with quietly():
+        try:
+            made = torch.onnx.export(program, dynamo=True, verbose=False)
+        except Exception as error:  # an op that ONNX lacks, whatever the exporter makes of it
+            raise _unexportable(generator, error) from None
+        assert made is not None
+        data = _named(made.model_proto, program).SerializeToString()
+    difference = None
+    with contextlib.suppress(ImportError):
+        difference = _difference(network, _onnx_runtime(data), [given, taken])
+    return _written(Path(path), data, _shapes(program), difference)
+
+
+def still(generator: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A copy on the CPU, in eval mode, without dropout; and the example as a tuple.
+
+    Example:
+        >>> network, (x,) = still(nn.Dropout(0.5), torch.ones(2))
+        >>> network(x)
+        tensor([1., 1.])
+    """
+    network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
+    for module in network.modules():
+        if isinstance(module, _DropoutNd):
+            module.p = 0.0
+    given = (example,) if isinstance(example, Tensor) else tuple(example)
+    return network, tuple(tensor.detach().cpu() for tensor in given)
+
+
+def _captures(
+    network: nn.Module, example: tuple[Tensor, ...], dynamic: bool = True
+) -> Iterator[tuple[torch.export.ExportedProgram, tuple[Tensor, ...]]]:
+    """Programs and the examples they were captured with; the one of most free dimensions first.
+
+    What has size 1, or two equal sizes, torch takes for a rule; so the batch and the width are
+    doubled, where the network takes that. If not, the size is fixed, then the batch.
+    """
+    auto, error = torch.export.Dim.AUTO, None
+    for sizes, batch in ((True, True), (False, True), (False, False))[0 if dynamic else 2 :]:
+        given = tuple(_doubled(x, sizes, batch) for x in example)
+        free = tuple(
+            dict.fromkeys(_free(x) if sizes else [0] if batch else [], auto) for x in example
+        )
+        try:
+            with quietly():
+                program = torch.export.export(network, given, dynamic_shapes=free)
+        except Exception as failure:  # whatever the network's own code says to other sizes
+            error = failure
+        else:
+            yield program, given
+    if error is not None:
+        raise _unexportable(network, error)
+
+
+def _free(x: Tensor) -> list[int]:
+    return [0, *(d for d in range(2, x.dim()) if x.shape[d] > 1)]
+
+
+def _doubled(x: Tensor, sizes: bool, batch: bool) -> Tensor:
+    dims = ([0] if batch else []) + (_free(x)[1:][-1:] if sizes else [])
+    for dim in dims:
+        x = torch.cat([x, x], dim)
+    return x
+
+
+def _shapes(program: torch.export.ExportedProgram) -> dict[str, tuple[int | str, ...]]:
+    words = ("batch", "channels", "height", "width")
+    return {
+        node.name: tuple(
+            size if isinstance(size, int) else words[d] if d < len(words) else f"size {d}"
+            for d, size in enumerate(node.meta["val"].shape)
+        )
+        for node in _inputs(program)
+    }
+
+
+def _inputs(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
+    names = set(program.graph_signature.user_inputs)
+    return [n for n in program.graph.nodes if n.op == "placeholder" and n.name in names]
+
+
+def _named(model: Any, program: torch.export.ExportedProgram) -> Any:
+    """The ONNX model with words for torch's symbols: batch for s34, height * 4 for s14 * 4."""
+    words = {
+        str(size): str(word)
+        for node, shape in zip(_inputs(program), _shapes(program).values(), strict=True)
+        for size, word in zip(node.meta["val"].shape, shape, strict=True)
+        if not isinstance(size, int)
+    }
+    for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param:
+                dim.dim_param = re.sub(r"\w+", lambda m: words.get(m[0], m[0]), dim.dim_param)
+    return model
+
+
+def _onnx_runtime(data: bytes) -> Callable[..., Tensor]:
+    import onnxruntime
+
+    onnxruntime.set_default_logger_severity(3)
+    session = onnxruntime.InferenceSession(data, providers=["CPUExecutionProvider"])
+    names = [each.name for each in session.get_inputs()]
+
+    def run(*given: Tensor) -> Tensor:
+        feed = {name: x.numpy() for name, x in zip(names, given, strict=True)}
+        return torch.from_numpy(session.run(None, feed)[0])
+
+    return run
+
+
+@torch.no_grad()
+def _difference(
+    network: nn.Module,
+    run: Callable[..., Tensor],
+    examples: Sequence[tuple[Tensor, ...]],
+) -> float:
+    """The largest difference; refused where it is no rounding (half of the digits)."""
+    largest = 0.0
+    for given in examples:
+        expected, got = network(*given), run(*given)
+        gap = float((expected - got).abs().max()) if expected.shape == got.shape else math.inf
+        scale = max(1.0, float(expected.abs().max()))
+        if not gap <= scale * torch.finfo(expected.dtype).eps ** 0.5:
+            raise InputError(f"{type(network).__name__}: exported, its output differs by {gap:g}")
+        largest = max(largest, gap)
+    return largest
+
+
+def _written(
+    path: Path,
+    data: bytes,
+    shapes: dict[str, tuple[int | str, ...]],
+    difference: float | None,
+) -> Exported:
+    with atomic_file(path) as temporary:
+        temporary.write_bytes(data)
+    return Exported(path, len(data), shapes, difference)
+
+
+def _unexportable(network: nn.Module, error: Exception) -> InputError:
+    line = next(iter(str(error).strip().splitlines()), type(error).__name__)
+    return InputError(f"{type(network).__name__} can't be exported: {line}")
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Without the remarks and warnings of other projects' code."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)

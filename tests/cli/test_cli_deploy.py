@@ -1,0 +1,99 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gansparse deploy`, `export` and `bench` on a small pruned generator."""
+
+from __future__ import annotations
+
+import csv
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+from gansparse.cli import app
+from gansparse.errors import CheckpointError, InputError
+from gansparse.files import save_tensors
+from gansparse.models import DCGANGenerator, load_generator
+from gansparse.sparsity import Pruner, filter_channels
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANSPARSE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """Half of the filters of a DCGAN for 16x16 pictures are gone."""
+    torch.manual_seed(0)
+    net = DCGANGenerator(nz=16, ngf=16, image_size=16).eval()
+    channels = filter_channels(net, torch.randn(2, 16))
+    Pruner(net, 0.5, "filter", channels=channels).prune_to(0.5)
+    save_tensors(tmp_path / "g.safetensors", net.state_dict())
+    return tmp_path / "g.safetensors"
+
+
+def call(*arguments):
+    """Its output; errors that a user can mend are raised, as `main` gets them."""
+    runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+    done = runner.invoke(app, list(map(str, arguments)))
+    if isinstance(done.exception, (InputError, CheckpointError)):
+        raise done.exception
+    assert done.exit_code == 0, done.output
+    return done.output
+
+
+def test_deploy_writes_what_is_asked_for_and_explains(weights, tmp_path):
+    out = tmp_path / "deployed"
+    shown = call("deploy", weights, "--out", out, "--half", "--shrink", "--torch-export")
+    assert {file.name for file in out.iterdir()} == {
+        "packed.safetensors",
+        "shrunk.safetensors",
+        "generator.pt2",
+    }
+    z = torch.randn(3, 16)
+    expected = load_generator(weights).eval()(z)
+    small = load_generator(out / "shrunk.safetensors").eval()
+    sizes = [sum(p.numel() for p in g.parameters()) for g in (small, load_generator(weights))]
+    assert sizes[0] < 0.5 * sizes[1]
+    torch.testing.assert_close(small(z), expected)
+    halved = load_generator(out / "packed.safetensors").eval()(z)
+    assert 0 < (halved - expected).abs().max() < 1e-2
+    program = torch.export.load(out / "generator.pt2").module()
+    torch.testing.assert_close(program(z[:, :, None, None]), expected)
+    assert "main.3" in shown, "a row a layer"
+    assert "before" in shown
+
+
+def test_export_by_ending(weights, tmp_path):
+    shown = call("export", weights, tmp_path / "small.safetensors")
+    written = (tmp_path / "small.safetensors").stat().st_size
+    assert f"{written:,} bytes" in shown
+    assert written < 0.7 * weights.stat().st_size
+    assert "batch×16×1×1" in call("export", weights, tmp_path / "g.pt2")
+    for arguments, message in (
+        ((weights, "g.tflite"), "g.tflite must end with .onnx, .pt2 or .safetensors"),
+        ((weights, "g.pt2", "--half"), "--half is for .safetensors files, got g.pt2"),
+        ((weights, "g.pt2", "--fixed"), "--fixed is for .onnx files, got g.pt2"),
+        ((weights, tmp_path / "g.pt2", "--size", "32"), "takes latent vectors: no size to choose"),
+    ):
+        with pytest.raises(InputError, match=message):
+            call("export", *arguments)
+    with pytest.raises(CheckpointError, match="no weights file at"):
+        call("export", tmp_path / "none.pth", "g.onnx")
+
+
+def test_bench_measures_a_pruned_generator_as_it_is(weights, tmp_path):
+    table = tmp_path / "table.csv"
+    shown = call(
+        *("bench", "--generator", weights, "--peer", "torch", "--rounds", 2, "--out", table)
+    )
+    assert "DCGANGenerator  1×16×1×1  1 thread" in shown
+    with table.open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["candidate"] for row in rows] == ["torch", "torch channels_last", "gansparse"]
+    assert {row["threads"] for row in rows} == {"1"}
+    zeros = {float(row["sparsity"]) for row in rows}
+    assert len(zeros) == 1
+    assert 0.4 < zeros.pop() < 0.6
+    with pytest.raises(InputError, match="no runtime 'TensorRT' known here"):
+        call("bench", "--generator", weights, "--peer", "TensorRT")

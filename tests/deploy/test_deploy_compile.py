@@ -1,0 +1,410 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`gansparse.deploy.compile`: same outputs whatever runs, never slower, and it says what runs."""
+
+from __future__ import annotations
+
+import copy
+import io
+import os
+import pickle
+import threading
+import types
+
+import networks
+import pytest
+import torch
+from networks import conv, picture, seeded
+from small_generators import GENERATORS, generator, without_dropout
+from torch import nn
+
+from gansparse import deploy
+from gansparse.deploy import memory
+from gansparse.errors import InputError
+from gansparse.sparsity import Pruner, shrink
+
+TOLERANCE = 1e-4  # of the contract
+
+
+@torch.no_grad()
+def assert_same(compiled, network, *inputs):
+    torch.manual_seed(0)
+    want = network(*[x.clone() for x in inputs])
+    torch.manual_seed(0)
+    got = compiled(*[x.clone() for x in inputs])
+    assert got.shape == want.shape
+    assert float((got - want).abs().max()) <= TOLERANCE * max(1.0, float(want.abs().max()))
+
+
+def pruned(name, granularity="element", sparsity=0.6):
+    network = without_dropout(generator(name))
+    Pruner(network, sparsity, granularity, vector_size=4).prune_to(sparsity)
+    return network
+
+
+def convolutions(compiled):
+    return {row.layer: row.kernel for row in compiled.explain().rows if row.sparsity is not None}
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+def test_families_on_sparse_kernels(name):
+    network, (_, example, other) = pruned(name), GENERATORS[name]
+    compiled = deploy.compile(network, example())
+    chosen = set(convolutions(compiled).values())
+    if name == "dcgan-28":  # the last crops by more than its kernel's size, and can't be packed
+        chosen.remove("torch")
+    assert chosen == {"sparse"}
+    assert_same(compiled, network, *example())
+    assert_same(compiled, network, *other())
+
+
+@pytest.mark.parametrize("fast", ["torch", "torch channels_last", "onednn", "sparse vector"])
+@pytest.mark.parametrize("name", ["stargan", "srgan", "unet-not-live"])
+def test_families_on_every_kernel(timer, name, fast):
+    timer.fast = fast
+    network, (_, example, other) = pruned(name, "vector"), GENERATORS[name]
+    compiled = deploy.compile(network, example())
+    assert any(kernel.startswith(fast) for kernel in convolutions(compiled).values())
+    assert_same(compiled, network, *example())
+    assert_same(compiled, network, *other())
+
+
+@pytest.mark.parametrize("name", ["dcgan", "stargan", "srgan", "cyclegan-batch", "unet-not-live"])
+def test_families_are_shrunk_first(name):
+    network, (_, example, other) = pruned(name, "filter", 0.5), GENERATORS[name]
+    compiled = deploy.compile(network, example())
+    assert compiled.shrunk is not None
+    assert "shrunk" in str(compiled.explain())
+    assert_same(compiled, network, *example())
+    assert_same(compiled, network, *other())
+    assert deploy.compile(network, example(), shrink=False).shrunk is None
+
+
+def test_where_the_shrunk_one_is_not_faster_the_whole_one_is_tried(timer):
+    timer.before = 0.5
+    network, x = pruned("srgan", "filter", 0.5), GENERATORS["srgan"][1]()
+    compiled = deploy.compile(network, x)
+    assert compiled.shrunk is None
+    assert "not shrunk: the plan is not faster" in str(compiled.explain())
+    assert sum("before" in names for names in timer.asked) == 2
+    assert torch.equal(compiled(*x), network(*x))
+
+
+def test_a_shrunk_generator_is_compiled():
+    network, x = pruned("srgan", "filter", 0.5), GENERATORS["srgan"][1]()
+    small = shrink(network, *x)
+    assert_same(deploy.compile(small, x), small, *x)
+
+
+def test_live_dropout_draws_the_same_numbers():
+    network, x = generator("unet"), GENERATORS["unet"][1]()
+    compiled = deploy.compile(network, x)
+    assert compiled.explain().verdict == "runs as planned"
+    assert_same(compiled, network.eval(), *x)
+    assert not torch.equal(compiled(*x), compiled(*x))
+
+
+@pytest.mark.parametrize(
+    "kind", ["TwoReaders", "TwoReadersOfASum", "InPlace", "WrittenBetween", "Shared", "Functional"]
+)
+def test_networks_of_a_users_own(kind):
+    network = seeded(getattr(networks, kind)())
+    compiled = deploy.compile(network, picture())
+    assert compiled.explain().verdict == "runs as planned"
+    for shape in ((2, 3, 8, 10), (1, 3, 8, 10), (3, 3, 12, 6)):
+        assert_same(compiled, network, picture(*shape))
+
+
+def test_a_branch_within_runs_as_it_was_and_is_named():
+    network = seeded(networks.Around(networks.Branch()))
+    compiled = deploy.compile(network, picture())
+    assert "inner runs as it was: DataDependentOutputException" in str(compiled.explain())
+    assert convolutions(compiled) == {"before": "sparse", "after": "sparse"}
+    for x in (picture(), -picture(1, 3, 6, 6)):
+        assert_same(compiled, network, x)
+
+
+def test_a_network_that_cant_be_captured_runs_as_it_was():
+    network = seeded(networks.Branch())
+    compiled = deploy.compile(network, picture())
+    assert "can't be captured: DataDependent" in compiled.explain().verdict
+    for sign in (1, -1):
+        assert torch.equal(compiled(sign * picture()), network(sign * picture()))
+
+
+def test_never_slower(timer):
+    timer.before = 0.5
+    network = seeded(nn.Sequential(conv(), nn.ReLU()))
+    compiled = deploy.compile(network, picture())
+    assert compiled.explain().verdict == "runs as it was: the plan is not faster"
+    assert torch.equal(compiled(picture()), network(picture()))
+    assert torch.equal(compiled(picture(1, 3, 5, 5)), network(picture(1, 3, 5, 5)))
+
+
+def test_a_kernel_that_deviates_is_refused(monkeypatch):
+    from gansparse.deploy.steps import Sparse
+
+    right = Sparse.forward
+    monkeypatch.setattr(Sparse, "forward", lambda *args: right(*args) + 0.01)
+    network = seeded(nn.Sequential(conv(), nn.ReLU()))
+    compiled = deploy.compile(network, picture())
+    (row,) = compiled.explain().rows
+    assert row.kernel != "sparse"
+    assert "not sparse: differs from torch by 0.01" in row.why
+    assert_same(compiled, network, picture())
+
+
+def test_a_plan_that_deviates_is_refused(monkeypatch):
+    from gansparse.deploy.steps import Norm
+
+    right = Norm.forward
+    monkeypatch.setattr(Norm, "forward", lambda *args: right(*args) * 1.01)
+    network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3)))
+    compiled = deploy.compile(network, picture())
+    assert "the plan's output differs by" in compiled.explain().verdict
+    assert torch.equal(compiled(picture()), network(picture()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_other_dtypes_run_as_they_were(dtype):
+    network = seeded(nn.Sequential(conv())).to(dtype)
+    compiled = deploy.compile(network, picture().to(dtype))
+    assert f"0.weight is {str(dtype)[6:]}" in str(compiled.explain())
+    assert torch.equal(compiled(picture().to(dtype)), network(picture().to(dtype)))
+
+
+def test_compiled_then_made_float64_still_runs():
+    network = seeded(nn.Sequential(conv()))
+    compiled = deploy.compile(network, picture()).double()
+    assert torch.equal(compiled(picture().double()), network.double()(picture().double()))
+
+
+@pytest.mark.cuda
+def test_a_network_on_cuda_runs_as_it_was():
+    network = seeded(nn.Sequential(conv())).cuda()
+    compiled = deploy.compile(network, picture().cuda())
+    assert "is on cuda" in compiled.explain().verdict
+    assert_same(compiled, network, picture().cuda())
+
+
+def test_keywords_and_inputs_that_are_no_tensors():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = conv()
+
+        def forward(self, x, scale=2.0, add=None):
+            y = self.layer(x) * scale
+            return {"picture": y, "sizes": (y.shape, y if add is None else y + add)}
+
+    network, x = seeded(Scaled()), picture()
+    compiled = deploy.compile(network, x)
+    for given in ({}, {"scale": 3.0}, {"scale": 1.0, "add": x}):
+        with torch.no_grad():
+            want, got = network(x, **given), compiled(x, **given)
+        assert got["sizes"][0] == want["sizes"][0]
+        assert torch.allclose(got["picture"], want["picture"], atol=TOLERANCE)
+        assert torch.allclose(got["sizes"][1], want["sizes"][1], atol=TOLERANCE)
+
+
+def test_new_shapes_keep_the_choice_or_measure_again(timer):
+    network = seeded(nn.Sequential(conv(), nn.ReLU(), conv()))
+    kept = deploy.compile(network, picture())
+    count = len(timer.asked)
+    assert_same(kept, network, picture(1, 3, 20, 4))
+    assert len(timer.asked) == count
+    again = deploy.compile(network, picture(), replan=True)
+    count = timer.layers
+    assert_same(again, network, picture(1, 3, 20, 4))
+    assert timer.layers > count
+
+
+def test_other_strides_of_the_same_shape():
+    network = seeded(networks.Functional())
+    compiled = deploy.compile(network, picture())
+    last = picture().contiguous(memory_format=torch.channels_last)
+    assert_same(compiled, network, last)
+    assert_same(compiled, network, picture(2, 3, 8, 20)[..., ::2])
+
+
+def test_inference_mode_and_no_gradients():
+    network, x = seeded(nn.Sequential(conv(), nn.PReLU())), picture()
+    with torch.inference_mode():
+        compiled = deploy.compile(network, picture())
+        inside = compiled(x)
+        assert compiled.explain().verdict == "runs as planned"
+        assert_same(compiled, network, picture(1, 3, 5, 5))
+    outside = compiled(x.requires_grad_())
+    assert torch.equal(inside, outside)
+    assert not outside.requires_grad
+
+
+def test_threads_share_one_and_run_two():
+    networks_ = [pruned(name) for name in ("stargan", "srgan")]
+    inputs = [GENERATORS[name][1]() for name in ("stargan", "srgan")]
+    compiled = [deploy.compile(n, x) for n, x in zip(networks_, inputs, strict=True)]
+    want = [c(*x) for c, x in zip(compiled, inputs, strict=True)]
+    others = [GENERATORS[name][2]() for name in ("stargan", "srgan")]
+    wrong = []
+
+    def work(i):
+        for _ in range(20):
+            if not torch.equal(compiled[i](*inputs[i]), want[i]):
+                wrong.append(i)
+        if not torch.isfinite(compiled[i](*others[i])).all():
+            wrong.append(i)
+
+    threads = [threading.Thread(target=work, args=(i % 2,)) for i in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not wrong
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_after_fork():
+    network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3), nn.ReLU()))
+    compiled = deploy.compile(network, picture())
+    want = compiled(picture())
+    child = os.fork()
+    if child == 0:
+        same = torch.equal(compiled(picture()), want)
+        new = compiled(picture(1, 3, 6, 6)).shape == (1, 3, 6, 6)
+        os._exit(0 if same and new else 1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+
+
+def test_copies_and_pickles(timer):
+    network = pruned("stargan", "filter", 0.5)
+    x = GENERATORS["stargan"][1]()
+    compiled = deploy.compile(network, x)
+    count = timer.layers
+    for other in (copy.deepcopy(compiled), pickle.loads(pickle.dumps(compiled))):
+        assert torch.equal(other(*x), compiled(*x))
+        assert convolutions(other) == convolutions(compiled)
+    assert timer.layers == count
+
+
+def test_a_new_state_makes_a_new_plan():
+    network = seeded(nn.Sequential(conv(), nn.ReLU()))
+    compiled = deploy.compile(network, picture())
+    state = {key: value + 1 for key, value in compiled.state_dict().items()}
+    compiled.load_state_dict(state)
+    network.load_state_dict({k.partition(".")[2]: v for k, v in state.items()})
+    assert_same(compiled, network, picture())
+
+
+def test_the_generator_is_left_alone():
+    network = seeded(nn.Sequential(conv(), nn.BatchNorm2d(3), nn.ReLU(True))).train()
+    before = copy.deepcopy(network.state_dict())
+    compiled = deploy.compile(network, picture())
+    assert network.training
+    assert not compiled.train().training
+    for key, value in network.state_dict().items():
+        assert torch.equal(value, before[key])
+
+
+def test_refuses_what_the_generator_refuses():
+    with pytest.raises(InputError, match="can't be called so: .*missing 1 required"):
+        deploy.compile(pruned("stargan"), picture())
+    network = pruned("stargan")
+    compiled = deploy.compile(network, GENERATORS["stargan"][1]())
+    with pytest.raises(InputError, match="labels must have shape"):
+        compiled(picture(2, 3, 16, 16), torch.zeros(1, 5))
+
+
+def test_explains_itself():
+    network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3), nn.ReLU(), nn.Softmax(1)))
+    explained = deploy.compile(network, picture()).explain()
+    text = str(explained)
+    assert [row.layer for row in explained.rows] == ["0", "1", "3: softmax"]
+    assert explained.rows[0].times.keys() >= {"torch", "torch channels_last", "sparse"}
+    assert explained.rows[0].shape == "2×3×8×10 → 2×3×8×10"
+    for word in (
+        "sparse",
+        f"{explained.rows[0].sparsity:.0%}",
+        "relu",
+        "before 2.00 ms, after 1.00 ms: 2.00x",
+        "2×3×8×10",
+    ):
+        assert word in text
+    from rich.console import Console
+
+    out = io.StringIO()
+    Console(file=out, width=200).print(explained)
+    assert "before 2.00 ms" in out.getvalue()
+
+
+def test_empty_batches_run_as_they_were():
+    network = seeded(nn.Sequential(conv()))
+    compiled = deploy.compile(network, picture())
+    assert compiled(torch.zeros(0, 3, 8, 8)).shape == (0, 3, 8, 8)
+
+
+def test_large_tensors_are_written_into_kept_memory(monkeypatch):
+    monkeypatch.setattr(memory, "LARGE", 4096)
+    network, x = pruned("srgan"), GENERATORS["srgan"][1]()
+    compiled = deploy.compile(network, x)
+    (plan,) = next(iter(compiled._plans.values()))
+    given = [n.args[0] for n in plan.graph.nodes if n.target == memory.MEMORY]
+    assert len(given) > len(set(given)) > 1  # what is not alive together shares a slot
+    first = compiled(*x)
+    kept = first.clone()
+    second = compiled(x[0] + 1)
+    assert torch.equal(first, kept)  # what leaves the plan is never written over
+    assert not torch.equal(first, second)
+    assert_same(compiled, network, *x)
+
+
+def test_what_leaves_the_graph_is_not_kept_memory(monkeypatch):
+    monkeypatch.setattr(memory, "LARGE", 0)
+    for network in (
+        seeded(nn.Sequential(conv(), nn.ReLU(), nn.Flatten())),
+        seeded(networks.TwoReadersOfASum()),
+        seeded(networks.Around(networks.Branch())),
+    ):
+        compiled = deploy.compile(network, picture())
+        first = compiled(picture())
+        kept = first.clone()
+        compiled(picture() + 1)
+        assert torch.equal(first, kept)
+        assert_same(compiled, network, picture())
+
+
+def test_a_whole_submodule_may_change_its_shape():
+    class Crop(nn.Module):
+        def forward(self, x):
+            return x[:, :, : int(4 + (x[0, 0, 3, 3] > x[0, 0, 4, 4]))]
+
+    network = seeded(networks.Around(Crop()))
+    compiled = deploy.compile(network, picture())
+    assert list(compiled.explain().whole) == ["inner"]
+    sizes = set()
+    for seed in range(20):
+        x = torch.randn(2, 3, 8, 10, generator=torch.Generator().manual_seed(seed))
+        sizes.add(compiled(x).shape[2])
+        assert_same(compiled, network, x)
+    assert sizes == {4, 5}
+
+
+def test_what_cant_be_followed_in_and_out_runs_as_it_was():
+    class Listed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = conv()
+
+        def forward(self, xs):
+            return self.layer(xs[0])
+
+    class Boxed(Listed):
+        def forward(self, x):
+            return types.SimpleNamespace(y=self.layer(x))
+
+    network = seeded(Listed())
+    compiled = deploy.compile(network, ([picture()],))
+    assert "input 0 is a list" in compiled.explain().verdict
+    for x in (picture(), picture(1, 3, 4, 4)):
+        assert torch.equal(compiled([x]), network([x]))
+    boxed = deploy.compile(seeded(Boxed()), picture())
+    assert "it returns a SimpleNamespace" in boxed.explain().verdict
+    assert torch.equal(boxed(picture()).y, seeded(Boxed())(picture()).y)
