@@ -58,7 +58,7 @@ def bench(
       gansparse bench --generator G.pth --sparsity 0.75 --pattern element --pattern vector
       gansparse bench --generator runs/ninety/generator.safetensors --peer "ONNX Runtime"
 
-    Runtimes are installed by pip install 'gansparse[bench]'; what is missing is left out.
+    Runtimes are installed by pip install 'gansparse\\[bench]'; what is missing is left out.
     """
     from gansparse import runtimes
     from gansparse.files import atomic_file
