@@ -30,6 +30,14 @@ def feature_moments(
     shift: Array | None = None,
     stream: int = 0,
 ) -> None: ...
+def mask_update(
+    scores: Sequence[Array],
+    masks: Sequence[Array],
+    prune: Sequence[int],
+    magnitude: bool,
+    monotone: bool,
+    stream: int = 0,
+) -> None: ...
 def masked_adam(
     params: Sequence[Array],
     grads: Sequence[Array],

@@ -8,6 +8,7 @@ Every op has one file here (public function, reference in plain torch, fake) and
 from __future__ import annotations
 
 from gansparse.ops.feature_moments import feature_moments, feature_moments_reference
+from gansparse.ops.mask_update import mask_update, mask_update_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
 from gansparse.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import (
@@ -25,6 +26,8 @@ __all__ = [
     "PackedConv2d",
     "feature_moments",
     "feature_moments_reference",
+    "mask_update",
+    "mask_update_reference",
     "masked_adam",
     "masked_adam_reference",
     "pack_sparse_conv2d",
