@@ -4,7 +4,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 
 #include "common/cuda_language.cuh"
 
@@ -27,7 +26,7 @@ __device__ __forceinline__ Vec<T, N> load(const T* from) {
 #else
   if (reinterpret_cast<uintptr_t>(from) % alignof(Vec<T, N>) != 0) __builtin_trap();
   Vec<T, N> vec;
-  memcpy(&vec, from, sizeof vec);
+  for (int i = 0; i < N; ++i) vec.item[i] = from[i];  // the race checker does not see a memcpy
   return vec;
 #endif
 }
@@ -38,7 +37,7 @@ __device__ __forceinline__ void store(T* to, const Vec<T, N>& vec) {
   *reinterpret_cast<Vec<T, N>*>(to) = vec;
 #else
   if (reinterpret_cast<uintptr_t>(to) % alignof(Vec<T, N>) != 0) __builtin_trap();
-  memcpy(to, &vec, sizeof vec);
+  for (int i = 0; i < N; ++i) to[i] = vec.item[i];
 #endif
 }
 

@@ -25,6 +25,15 @@ static_assert(sizeof(AsyncCopies) <= kThreadStorage, "fits a thread's storage");
 
 constexpr size_t kAsyncBytes = 16;
 
+// Sixteen bytes as two stores, of `from` or of all ones or zeros: the race checker does not see a
+// memset or memcpy that the compiler writes out itself.
+inline void store_async(void* to, const void* from, uint64_t instead) {
+  volatile uint64_t* words = static_cast<volatile uint64_t*>(to);
+  const volatile uint64_t* source = static_cast<const volatile uint64_t*>(from);
+  words[0] = source == nullptr ? instead : source[0];
+  words[1] = source == nullptr ? instead : source[1];
+}
+
 inline AsyncCopies& async_copies() { return *static_cast<AsyncCopies*>(thread_storage()); }
 
 inline void issue_async_copy(void* to, const void* from) {
@@ -34,7 +43,7 @@ inline void issue_async_copy(void* to, const void* from) {
       reinterpret_cast<uintptr_t>(from) % kAsyncBytes != 0) {
     __builtin_trap();
   }
-  std::memset(to, 0xff, kAsyncBytes);
+  store_async(to, nullptr, ~uint64_t{0});
   all.copies[(all.first + all.count++) % AsyncCopies::kMost] = {to, from, all.group};
 }
 
@@ -45,11 +54,7 @@ inline void wait_async_copies(int pending) {
   AsyncCopies& all = async_copies();
   while (all.count > 0 && all.copies[all.first].group < all.group - pending) {
     const AsyncCopies::Copy& copy = all.copies[all.first];
-    if (copy.from == nullptr) {
-      std::memset(copy.to, 0, kAsyncBytes);
-    } else {
-      std::memcpy(copy.to, copy.from, kAsyncBytes);
-    }
+    store_async(copy.to, copy.from, 0);
     all.first = (all.first + 1) % AsyncCopies::kMost;
     --all.count;
   }

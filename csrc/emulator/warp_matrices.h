@@ -6,7 +6,6 @@
 #pragma once
 
 #include <cstdint>
-#include <cstring>
 #include <string>
 
 #include "common/half.h"
@@ -88,8 +87,8 @@ inline void load_four_matrices(uint32_t (&out)[4], const void* row, const Site& 
   if (reinterpret_cast<uintptr_t>(row) % 16 != 0) __builtin_trap();
   const uint64_t* rows = exchange(0xffffffffu, reinterpret_cast<uintptr_t>(row), site);
   for (int m = 0; m < 4; ++m) {
-    const auto* from = reinterpret_cast<const unsigned char*>(rows[8 * m + lane() / 4]);
-    std::memcpy(&out[m], from + lane() % 4 * 4, 4);
+    const auto* from = reinterpret_cast<const volatile uint32_t*>(rows[8 * m + lane() / 4]);
+    out[m] = from[lane() % 4];
   }
 }
 
