@@ -68,3 +68,17 @@ def sparse_conv2d(
     slope: float | Array,
     output: Array,
 ) -> None: ...
+def sparse_conv2d_tiles(
+    input: Array,
+    values: Array,
+    metadata: Array,
+    places: Array,
+    starts: Array,
+    geometry: Sequence[int],
+    bias: Array | None,
+    residual: Array | None,
+    activation: str,
+    slope: float | Array,
+    output: Array,
+    stream: int = 0,
+) -> None: ...

@@ -196,8 +196,8 @@ void sync_threads(const Site& site) {
 
 namespace {
 
-// Waits until all lanes of `mask` have come and left what `deposit` puts into their meeting; returns
-// the meeting, and in *of_round which of its two rounds this one is.
+// Waits until all lanes of `mask` have come and left what `deposit` puts into their meeting;
+// returns the meeting, and in *of_round which of its two rounds this one is.
 template <class Deposit>
 const Meeting& meet(uint32_t mask, const Site& site, const Deposit& deposit, unsigned* of_round) {
   Thread& me = *block.running;

@@ -13,7 +13,9 @@
 
 namespace gansparse::emulator {
 
-inline uint64_t pair(uint32_t low, uint32_t high) { return low | static_cast<uint64_t>(high) << 32; }
+inline uint64_t pair(uint32_t low, uint32_t high) {
+  return low | static_cast<uint64_t>(high) << 32;
+}
 
 inline uint32_t word_of(const Parcel& parcel, int i) {
   return static_cast<uint32_t>(parcel.words[i / 2] >> (i % 2 * 32));
@@ -42,8 +44,7 @@ float element_of_b(const Parcel* lanes, int row, int column) {  // [16 or 32, 8]
 
 // c[16, 8] += a[16, 16] · b[16, 8]; the lane's four elements.
 template <class T>
-void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
-                       const Site& site) {
+void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b, const Site& site) {
   const Parcel mine{{pair(a[0], a[1]), pair(a[2], a[3]), pair(b[0], b[1]), 0, 0}};
   const Parcel* lanes = exchange(0xffffffffu, mine, site);
   for (int i = 0; i < 4; ++i) {

@@ -17,6 +17,12 @@ from gansparse.ops.sparse_conv2d_packing import (
     pack_sparse_conv_transpose2d,
     unpack_sparse_conv2d,
 )
+from gansparse.ops.sparse_conv2d_tiles import (
+    PackedTiles,
+    pack_tiles_conv2d,
+    pack_tiles_conv_transpose2d,
+    unpack_tiles,
+)
 from gansparse.ops.sparse_conv_transpose2d import (
     sparse_conv_transpose2d,
     sparse_conv_transpose2d_reference,
@@ -24,6 +30,7 @@ from gansparse.ops.sparse_conv_transpose2d import (
 
 __all__ = [
     "PackedConv2d",
+    "PackedTiles",
     "feature_moments",
     "feature_moments_reference",
     "mask_update",
@@ -32,9 +39,12 @@ __all__ = [
     "masked_adam_reference",
     "pack_sparse_conv2d",
     "pack_sparse_conv_transpose2d",
+    "pack_tiles_conv2d",
+    "pack_tiles_conv_transpose2d",
     "sparse_conv2d",
     "sparse_conv2d_reference",
     "sparse_conv_transpose2d",
     "sparse_conv_transpose2d_reference",
     "unpack_sparse_conv2d",
+    "unpack_tiles",
 ]

@@ -128,7 +128,8 @@ def pack_tiles_conv_transpose2d(
         InputError: an argument breaks a rule.
 
     Example:
-        >>> packed = pack_tiles_conv_transpose2d(torch.ones(8, 16, 4, 4), "block", rows=16, stride=2)
+        >>> weight = torch.ones(8, 16, 4, 4)
+        >>> packed = pack_tiles_conv_transpose2d(weight, "block", rows=16, stride=2)
         >>> packed.geometry.upscale, packed.starts.diff().tolist()
         (2, [1, 1, 1, 1])
     """
@@ -193,7 +194,7 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
         """[M / V, V, chunks, parts, 8, R·S]."""
         matrix = packed_rows(matrix, g).flatten(3)
         filled = torch.nn.functional.pad(matrix, (0, 0, 0, missing))
-        return filled.unflatten(2, (-1, _PARTS, _PART))
+        return torch.unflatten(filled, 2, (-1, _PARTS, _PART))
 
     values, kept = blocks(layer.weight.detach().to(dtype)), blocks(layer.kept)
     # ---- Which blocks, in the order of lists; four make a step ----
@@ -225,7 +226,7 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
 
 def _two_of_four(stay: Tensor) -> Tensor:
     """[K, V, 32] bool → [K, V, 16]: the two columns of each four that stay, rising."""
-    quads = stay.unflatten(2, (-1, 4))
+    quads = torch.unflatten(stay, 2, (-1, 4))
     if bool((quads.sum(3) > 2).any()):
         raise InputError(
             "weight must keep at most two of each four neighbouring input channels for pattern "
@@ -240,15 +241,17 @@ def _two_of_four(stay: Tensor) -> Tensor:
 def _metadata(which: Tensor) -> Tensor:
     """[K, V, 16] columns → [K, V / 32, 32]: as sparse tensor cores want them, a word a lane."""
     bits = which % 4 << (2 * torch.arange(16, device=which.device) % 16)
-    halves = bits.unflatten(2, (2, 8)).sum(3)  # [K, V, 16 columns of A each]: 16 bits
-    halves = halves.unflatten(1, (-1, 2, 2, 8))  # [K, V / 32, selector, row / 8, row % 8, half]
+    halves = torch.unflatten(bits, 2, (2, 8)).sum(3)  # [K, V, 16 columns of A each]: 16 bits
+    halves = torch.unflatten(
+        halves, 1, (-1, 2, 2, 8)
+    )  # [K, V / 32, selector, row / 8, row % 8, half]
     words = halves[:, :, :, 0] | halves[:, :, :, 1] << 16
     return words.permute(0, 1, 3, 2, 4).flatten(2).to(torch.int32)
 
 
 def _told(metadata: Tensor) -> Tensor:
     """The reverse of `_metadata`."""
-    words = metadata.long().unflatten(2, (8, 2, 2)).permute(0, 1, 3, 2, 4)
+    words = torch.unflatten(metadata.long(), 2, (8, 2, 2)).permute(0, 1, 3, 2, 4)
     halves = torch.stack([words & 0xFFFF, words >> 16 & 0xFFFF], 3).flatten(1, 4)  # [K, V, 2]
     device = metadata.device
     two = halves[..., None] >> 2 * torch.arange(8, device=device) & 3
@@ -258,7 +261,7 @@ def _told(metadata: Tensor) -> Tensor:
 def _in_lanes(matrix: Tensor) -> Tensor:
     """[K, V, 16 F] → [K, V / 16, F, 32, 8]: 16 x 16 matrices as the lanes of a warp hold them."""
     # [K, V / 16, row / 8, row % 8, F, column / 8, column % 8 / 2, column % 2]
-    parts = matrix.unflatten(2, (-1, 2, 4, 2)).unflatten(1, (-1, 2, 8))
+    parts = torch.unflatten(torch.unflatten(matrix, 2, (-1, 2, 4, 2)), 1, (-1, 2, 8))
     return parts.permute(0, 1, 4, 3, 6, 5, 2, 7).flatten(5).flatten(3, 4).contiguous()
 
 

@@ -3,9 +3,9 @@
 // sparse_conv2d_driver ARGUMENTS RESULTS DTYPE SEED
 //
 // Arguments: numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
-// shared memory), slope (float [1]), input, values, metadata or nothing, places, starts, bias or
-// nothing, residual or nothing, slopes or nothing.
-// Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes).
+// shared memory, whether 2:4), slope (float [1]), input, values, metadata or nothing, places,
+// starts, bias or nothing, residual or nothing, slopes or nothing. Results: output, and the plan
+// (pictures, rows, columns, positions, buffers, bytes).
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
 
 #include <cstdlib>
@@ -38,6 +38,7 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   p.activation = static_cast<TileActivation>(numbers[5]);
   p.slope_step = numbers[6];
   const int64_t limit = numbers[7];
+  p.two_of_four = numbers[8] != 0;
   p.slope = *arguments.next<float>();
   p.input = arguments.next<T>();
   p.values = arguments.next<T>();
@@ -56,17 +57,17 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   std::memset(output, 0xff, static_cast<size_t>(count) * sizeof(T));
   p.output = output;
   const TileArguments a{p, plan_tiles(p, limit)};
-  if (p.metadata == nullptr) {
-    p.g.vector == 16 ? launch<T, TileConfig<1, false>>(a, seed)
-                     : launch<T, TileConfig<2, false>>(a, seed);
-  } else {
+  if (p.two_of_four) {
     p.g.vector == 32 ? launch<T, TileConfig<2, true>>(a, seed)
                      : launch<T, TileConfig<4, true>>(a, seed);
+  } else {
+    p.g.vector == 16 ? launch<T, TileConfig<1, false>>(a, seed)
+                     : launch<T, TileConfig<2, false>>(a, seed);
   }
   Results results(to);
   results.add(output, count);
-  const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y,  1 << a.t.log_x, a.t.positions,
-                          a.t.buffers,    a.t.shared_bytes};
+  const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y, 1 << a.t.log_x,
+                          a.t.positions,  a.t.buffers,    a.t.shared_bytes};
   results.add(plan, 6);
   std::free(output);
 }

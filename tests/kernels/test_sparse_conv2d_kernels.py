@@ -47,12 +47,11 @@ def in_emulator(
     slopes = a["slope"] if isinstance(a["slope"], Tensor) else None
     step = int(slopes is not None and len(slopes) > 1)
     numbers = [*g, n, h, w, high, wide, ACTIVATIONS[a["activation"]], step, limit]
+    numbers.append(sample.pattern == "2:4")
     slope = 0.0 if slopes is not None else a["slope"]
     flat = [values.flatten(), metadata.flatten(), places.flatten(), starts]
     records = [np.array(numbers), np.array([slope], np.float32), record(a["input"])]
     records += [*map(record, flat), record(a["bias"]), record(a["residual"]), record(slopes)]
-    if sample.pattern == "2:4" and records[4] is None:
-        records[4] = np.zeros(1, np.int32)  # no step, yet not a block
     building.write_arguments(folder / "arguments", records)
     found = []
     for seed in ("0", "1"):

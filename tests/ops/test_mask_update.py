@@ -129,7 +129,7 @@ def test_a_graph_captures_it() -> None:
     assert [in_memory(mask) for mask in arguments["masks"]] == want
 
 
-# ---- 2. Gradients: there are none -----------------------------------------------------------------
+# ---- 2. Gradients: there are none ----------------------------------------------------------------
 
 
 def test_no_gradient_flows() -> None:

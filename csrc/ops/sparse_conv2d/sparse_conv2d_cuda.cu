@@ -32,12 +32,12 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
 
 template <class T>
 void launch_typed(const TileProblem& p, int device, cudaStream_t stream) {
-  if (p.metadata == nullptr) {
-    return p.g.vector == 16 ? launch<T, TileConfig<1, false>>(p, device, stream)
-                            : launch<T, TileConfig<2, false>>(p, device, stream);
+  if (p.two_of_four) {
+    return p.g.vector == 32 ? launch<T, TileConfig<2, true>>(p, device, stream)
+                            : launch<T, TileConfig<4, true>>(p, device, stream);
   }
-  return p.g.vector == 32 ? launch<T, TileConfig<2, true>>(p, device, stream)
-                          : launch<T, TileConfig<4, true>>(p, device, stream);
+  return p.g.vector == 16 ? launch<T, TileConfig<1, false>>(p, device, stream)
+                          : launch<T, TileConfig<2, false>>(p, device, stream);
 }
 
 }  // namespace

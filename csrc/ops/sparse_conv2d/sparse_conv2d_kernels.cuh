@@ -17,7 +17,7 @@ template <int kTiles_, bool kSparse_>
 struct TileConfig {
   static constexpr int kTiles = kTiles_;
   static constexpr bool kSparse = kSparse_;
-  static constexpr int kRows = 16 * kTiles;         // V
+  static constexpr int kRows = 16 * kTiles;          // V
   static constexpr int kMatrices = kSparse ? 1 : 2;  // F
   static constexpr int kGroups = 8;                  // of 8 pixels, a warp's
   static constexpr int kWarpPixels = 8 * kGroups;
@@ -54,8 +54,8 @@ __device__ __forceinline__ int64_t source_of(const TileArguments& a, int64_t til
   const int place = in_picture % a.t.pitch;
   const int64_t n = (tile_n << a.t.log_n) + position / (a.t.halo_rows * a.t.pitch);
   const int64_t y = (tile_y << a.t.log_y) * g.stride + in_picture / a.t.pitch - g.pad_h;
-  const int64_t x = (tile_x << a.t.log_x) * g.stride + place % a.t.half * g.stride +
-                    place / a.t.half - g.pad_w;
+  const int64_t x =
+      (tile_x << a.t.log_x) * g.stride + place % a.t.half * g.stride + place / a.t.half - g.pad_w;
   const int64_t row = padded(y, a.p.height, g.padding);
   const int64_t column = padded(x, a.p.width, g.padding);
   if (n >= a.p.batch || row < 0 || column < 0) return -1;
@@ -67,8 +67,7 @@ template <class T, class C>
 __device__ __forceinline__ void request_channels(const TileArguments& a, const int32_t* source,
                                                  int channel, unsigned char* buffer) {
   const T* input = static_cast<const T*>(a.p.input);
-  for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions;
-       piece += C::kThreads) {
+  for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions; piece += C::kThreads) {
     const int position = piece / 4;
     const int64_t c = channel + piece % 4 * 8;
     const int64_t pixel = source[position];
@@ -193,7 +192,7 @@ __global__ void __launch_bounds__(C::kThreads, 2)
   auto* buffers = static_cast<unsigned char*>(dynamic_shared());
   const int64_t tables_at = t.shared_bytes - int64_t{4} * (t.positions + g.taps_h * g.taps_w);
   auto* source = reinterpret_cast<int32_t*>(buffers + tables_at);  // [positions]
-  int32_t* tap_bytes = source + t.positions;                        // [taps]
+  int32_t* tap_bytes = source + t.positions;                       // [taps]
 
   // ---- Which pixels and rows: neighbouring blocks share their pixels ----
   const int64_t block = blockIdx.x;
@@ -213,7 +212,8 @@ __global__ void __launch_bounds__(C::kThreads, 2)
   for (int i = thread; i < taps; i += C::kThreads) {
     const int s = i % static_cast<int>(g.taps_w);
     const int stride = static_cast<int>(g.stride);
-    const int position = i / static_cast<int>(g.taps_w) * t.pitch + s % stride * t.half + s / stride;
+    const int position =
+        i / static_cast<int>(g.taps_w) * t.pitch + s % stride * t.half + s / stride;
     tap_bytes[i] = position * kPositionBytes;
   }
   __syncthreads();  // the tables are whole
@@ -249,7 +249,7 @@ __global__ void __launch_bounds__(C::kThreads, 2)
   float sums[C::kTiles][C::kGroups][4] = {};
 
   // ---- Channels, 32 at a time; for each, the blocks that are kept ----
-  int reading = 0;               // buffer
+  int reading = 0;  // buffer
   int filling = t.buffers - 1;
   for (int chunk = 0; chunk < t.chunks; ++chunk) {
     const int32_t following = chunk + 2 <= t.chunks ? within(starts[chunk + 2]) : 0;

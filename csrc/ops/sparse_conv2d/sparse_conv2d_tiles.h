@@ -12,19 +12,19 @@
 //   block   V output channels x 8 input channels at a tap are kept or not, and what is not is not
 //           done; V is 16 or 32 (with 2:4: 32 or 64)
 //
-// | array      | shape                       | dtype                                  | role       |
+// | array      | shape                       | dtype                                  | role |
 // |------------|-----------------------------|----------------------------------------|------------|
-// | input      | [N, C, H, W]                | T: float16 or bfloat16, channels_last  | read       |
-// | values     | [K, V / 16, F, 32, 8]       | T; F = 1 for 2:4, 2 for block          | read       |
-// | metadata   | [K, V / 32, 32]; block: [0] | int32                                  | read       |
-// | places     | [K, 4]                      | int16: 4 (r · S + s) + part            | read       |
-// | starts     | [L + 1]                     | int32                                  | read       |
-// | geometry   | 14 numbers                  | as in sparse_conv2d.h; block is 32     |            |
-// | bias       | [O], or None                | float32                                | read       |
-// | residual   | [N, O, OH, OW], or None     | T, channels_last                       | read       |
-// | activation | name                        | none, relu, leaky_relu, prelu or tanh  |            |
-// | slope      | number; prelu: [1], [O]     | float32                                | read       |
-// | output     | [N, O, OH, OW]              | T, channels_last                       | written    |
+// | input      | [N, C, H, W]                | T: float16 or bfloat16, channels_last  | read | |
+// values     | [K, V / 16, F, 32, 8]       | T; F = 1 for 2:4, 2 for block          | read       |
+// | metadata   | [K, V / 32, 32]; block: [0] | int32                                  | read | |
+// places     | [K, 4]                      | int16: 4 (r · S + s) + part            | read       |
+// | starts     | [L + 1]                     | int32                                  | read | |
+// geometry   | 14 numbers                  | as in sparse_conv2d.h; block is 32     |            |
+// | bias       | [O], or None                | float32                                | read | |
+// residual   | [N, O, OH, OW], or None     | T, channels_last                       | read       |
+// | activation | name                        | none, relu, leaky_relu, prelu or tanh  | | | slope
+// | number; prelu: [1], [O]     | float32                                | read       | | output |
+// [N, O, OH, OW]              | T, channels_last                       | written    |
 //
 // C is a multiple of 8; kernels have up to 9 x 9 taps. Matrix rows are ordered [O / V][phase][V].
 // List l = (tile of rows) · ⌈C / 32⌉ + (32 channels) has the steps [starts[l], starts[l + 1]).
@@ -71,7 +71,8 @@ struct TileProblem {
   int64_t steps;                  // K
   const void* input;              // [N, H, W, C]
   const void* values;             // [K, V / 16, F, 32, 8]
-  const uint32_t* metadata;       // [K, V / 32, 32], or null: block
+  bool two_of_four;               // or block
+  const uint32_t* metadata;       // [K, V / 32, 32]; not read for block
   const int16_t* places;          // [K, 4]
   const int32_t* starts;          // [L + 1]
   const float* bias;              // [O], or null
@@ -101,8 +102,8 @@ struct TilePlan {
 constexpr int kTilePixels = 128;
 constexpr int kLogTilePixels = 7;
 constexpr int kMostBuffers = 4;
-// Of a position: 32 channels of 2 bytes, and 16 bytes more, so that the 8 pixels which load_matrices
-// reads together lie in different banks.
+// Of a position: 32 channels of 2 bytes, and 16 bytes more, so that the 8 pixels which
+// load_matrices reads together lie in different banks.
 constexpr int kPositionBytes = 80;
 constexpr int kTileWarps = 4;
 
@@ -112,8 +113,8 @@ inline int64_t halo(int64_t stride, int64_t taps, int log) {
 }
 
 // The arrangement with the fewest blocks, and of these the smallest halo; as many buffers as fit
-// twice into `shared_limit`, so that two blocks run beside each other, and at least two. Not fitting
-// at all: shared_bytes above the limit.
+// twice into `shared_limit`, so that two blocks run beside each other, and at least two. Not
+// fitting at all: shared_bytes above the limit.
 inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const Geometry& g = p.g;
   const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -43,7 +44,7 @@ class TileSample(Sample):
         kept = torch.rand(*blocks, r, s, generator=generator) >= self.sparsity
         weight *= kept.repeat_interleave(self.rows, 0)[: self.out].repeat_interleave(8, 1)
         if self.pattern == "2:4":
-            quads = weight.unflatten(1, (-1, 4))
+            quads = torch.unflatten(weight, 1, (-1, 4))
             lost = torch.rand(quads.shape, generator=generator).argsort(2) >= 2
             weight = quads.masked_fill(lost, 0).flatten(1, 2)
         weight = weight.to(self.dtype).float()
@@ -73,12 +74,18 @@ class TileSample(Sample):
             return normal(*shape).to(dtype=self.dtype, device=device, memory_format=lies)
 
         weight = self.dense(seed)
-        *tensors, geometry = self.pack_tiles(weight)
+        packed = self.pack_tiles(weight)
         input = image(*self.shape)
         output = self.convolve(input.to("meta"), weight.to("meta", self.dtype)).shape
         return {
             "input": input,
-            "weight": PackedTiles(*(tensor.to(device) for tensor in tensors), geometry),
+            "weight": PackedTiles(
+                packed.values.to(device),
+                packed.metadata.to(device),
+                packed.places.to(device),
+                packed.starts.to(device),
+                packed.geometry,
+            ),
             "bias": normal(self.out).to(device) if self.biased else None,
             "residual": image(*output) if self.residual else None,
             "activation": self.activation,
@@ -94,6 +101,7 @@ def tile_samples(size: Size) -> list[TileSample]:
             ``model``: the layers that cost most in our generators.
     """
     layer = TileSample
+    block = partial(TileSample, pattern="block", rows=16)
     if size == "tiny":
         few = (2, 16, 9, 7)
         return [
@@ -118,25 +126,24 @@ def tile_samples(size: Size) -> list[TileSample]:
     if size == "edge":
         # A block is 128 pixels in one of many arrangements and two tiles of rows; a list 32
         # channels; buffers are 2 to 4.
-        block = {"pattern": "block", "rows": 16}
         kernels = ((1, 1), (2, 3), (4, 4), (7, 7), (9, 9))
         return [
-            *(layer(f"{r}x{s}-stride-{stride}", (1, 8, 11, 13), 16, (r, s), stride, max(r, s) // 2,
-                    **block) for r, s in kernels for stride in (1, 2)),
-            *(layer(f"reflect-{k}-stride-{s}", (1, 8, 11, 18), 16, k, s, k // 2, "reflect", **block)
+            *(block(f"{r}x{s}-stride-{stride}", (1, 8, 11, 13), 16, (r, s), stride, max(r, s) // 2)
+              for r, s in kernels for stride in (1, 2)),
+            *(block(f"reflect-{k}-stride-{s}", (1, 8, 11, 18), 16, k, s, k // 2, "reflect")
               for k in (3, 7) for s in (1, 2)),
-            *(layer(f"picture-{h}x{w}", (1, 8, h, w), 16, **block)
+            *(block(f"picture-{h}x{w}", (1, 8, h, w), 16)
               for h, w in ((1, 1), (1, 130), (129, 1), (17, 9))),
             *(layer(f"channels-{c}", (1, c, 5, 5), 32) for c in (8, 24, 32, 40, 168)),
             *(layer(f"out-{o}-rows-{rows}", (1, 8, 4, 4), o, rows=rows, residual=True)
               for o, rows in ((1, 32), (33, 32), (100, 32), (65, 64), (136, 64))),
-            *(layer(f"batch-{n}-of-{h}", (n, 8, h, h), 16, **block)
+            *(block(f"batch-{n}-of-{h}", (n, 8, h, h), 16)
               for n, h in ((3, 4), (17, 2), (130, 1))),
             layer("nothing-kept", (1, 8, 5, 5), 32, sparsity=1.0),
-            layer("no-padding", (1, 8, 9, 9), 16, padding=0, **block),
-            layer("wide-padding", (1, 8, 3, 3), 16, padding=3, **block),
-            *(layer(f"transposed-{k}-stride-{s}-{p}-{e}", (1, 8, 5, 9), 16, k, s, p,
-                    output_padding=e, transposed=True, **block)
+            block("no-padding", (1, 8, 9, 9), 16, padding=0),
+            block("wide-padding", (1, 8, 3, 3), 16, padding=3),
+            *(block(f"transposed-{k}-stride-{s}-{p}-{e}", (1, 8, 5, 9), 16, k, s, p,
+                    output_padding=e, transposed=True)
               for k, s, p, e in ((1, 1, 0, 0), (3, 1, 1, 0), (2, 2, 0, 0), (4, 2, 1, 1),
                                  (7, 2, 3, 1))),
         ]  # fmt: skip
