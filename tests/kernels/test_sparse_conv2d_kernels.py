@@ -119,7 +119,7 @@ def test_no_race_and_in_bounds(
     check(sample, variant, programs, tmp_path)
 
 
-@pytest.mark.parametrize(("limit", "buffers"), [(48 << 10, 2), (96 << 10, 3), (227 << 10, 4)])
+@pytest.mark.parametrize(("limit", "buffers"), [(48 << 10, 2), (140 << 10, 3), (227 << 10, 4)])
 def test_values_with_every_number_of_buffers(
     limit: int, buffers: int, programs: Path, tmp_path: Path
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gansparse import _C
 from gansparse.errors import InputError
@@ -308,6 +309,28 @@ def test_refuses(changes: dict[str, Any], message: str) -> None:
 def test_refuses_tensors_on_the_cpu() -> None:
     with pytest.raises(InputError, match=r"input must be bfloat16 \[N, 16, H, W\] on cuda, got"):
         sparse_conv2d(**GOOD.arguments())
+
+
+@pytest.mark.parametrize("sample", TINY, **names)
+def test_fakes_have_shape_and_layout_and_are_refused_alike(sample: TileSample) -> None:
+    a = sample.arguments()
+    with FakeTensorMode(allow_non_fake_inputs=True):
+
+        def fake(value: Any) -> Any:
+            if not isinstance(value, Tensor):
+                return value
+            like = {"dtype": value.dtype, "device": "cuda"}
+            return torch.empty_strided(value.shape, value.stride(), **like)
+
+        *tensors, geometry = a["weight"]
+        faked = {name: fake(value) for name, value in a.items()}
+        faked["weight"] = PackedTiles(*map(fake, tensors), geometry)
+        y = run(sample, faked)
+        with pytest.raises(InputError, match=r"input must be .* on cuda, got float32 .* on cuda:0"):
+            run(sample, faked | {"input": faked["input"].float()})
+    assert y.shape == sample.convolve(a["input"].float(), sample.dense()).shape
+    assert (y.dtype, y.device.type) == (sample.dtype, "cuda")
+    assert y.is_contiguous(memory_format=torch.channels_last)
 
 
 # ---- 6. Red zones: in the emulator, by AddressSanitizer; here with the memory of torch -----------

@@ -14,7 +14,7 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
              "cudaDeviceGetAttribute");
   const TileArguments arguments{problem, plan_tiles(problem, limit)};
   const TilePlan& plan = arguments.t;
-  const int64_t blocks = plan.tiles_n * plan.tiles_y * plan.tiles_x * plan.row_blocks;
+  const int64_t blocks = int64_t{plan.tiles_n} * plan.tiles_y * plan.tiles_x * plan.row_blocks;
   if (plan.shared_bytes > limit || blocks > 0x7fffffff) {
     throw DeviceError("sparse_conv2d: this layer needs " + std::to_string(plan.shared_bytes) +
                       " bytes of shared memory and " + std::to_string(blocks) +
@@ -22,9 +22,9 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
                       " and 2^31: use torch's dense convolution");
   }
   const auto kernel = &sparse_conv2d_tiles_kernel<T, C>;
-  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(plan.shared_bytes)),
-             op, "cudaFuncSetAttribute");
+  check_cuda(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
+      op, "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(blocks), C::kThreads, static_cast<size_t>(plan.shared_bytes),
            stream>>>(arguments);
   check_launch(op);

@@ -22,6 +22,7 @@ struct TileConfig {
   static constexpr int kGroups = 8;                  // of 8 pixels, a warp's
   static constexpr int kWarpPixels = 8 * kGroups;
   static constexpr int kThreads = 32 * kTileWarps;
+  static constexpr int kBlocks = blocks_beside(kRows);
   static constexpr int kStagingPitch = kRows + 4;  // floats
 
   static_assert(!kSparse || kTiles % 2 == 0, "metadata comes for pairs of 16 rows");
@@ -47,15 +48,15 @@ __device__ __forceinline__ int64_t padded(int64_t i, int64_t size, Padding paddi
 
 // The pixel that lies at a position of the block's buffers, or −1: zero. Columns lie by parity, so
 // that neighbouring outputs find neighbouring positions whatever the stride.
-__device__ __forceinline__ int64_t source_of(const TileArguments& a, int64_t tile_n, int64_t tile_y,
-                                             int64_t tile_x, int position) {
+__device__ __forceinline__ int64_t source_of(const TileArguments& a, int tile_n, int tile_y,
+                                             int tile_x, int position) {
   const Geometry& g = a.p.g;
   const int in_picture = position % (a.t.halo_rows * a.t.pitch);
   const int place = in_picture % a.t.pitch;
-  const int64_t n = (tile_n << a.t.log_n) + position / (a.t.halo_rows * a.t.pitch);
-  const int64_t y = (tile_y << a.t.log_y) * g.stride + in_picture / a.t.pitch - g.pad_h;
-  const int64_t x =
-      (tile_x << a.t.log_x) * g.stride + place % a.t.half * g.stride + place / a.t.half - g.pad_w;
+  const int64_t n = (int64_t{tile_n} << a.t.log_n) + position / (a.t.halo_rows * a.t.pitch);
+  const int64_t y = (int64_t{tile_y} << a.t.log_y) * g.stride + in_picture / a.t.pitch - g.pad_h;
+  const int64_t x = (int64_t{tile_x} << a.t.log_x) * g.stride + place % a.t.half * g.stride +
+                    place / a.t.half - g.pad_w;
   const int64_t row = padded(y, a.p.height, g.padding);
   const int64_t column = padded(x, a.p.width, g.padding);
   if (n >= a.p.batch || row < 0 || column < 0) return -1;
@@ -69,11 +70,12 @@ __device__ __forceinline__ void request_channels(const TileArguments& a, const i
   const T* input = static_cast<const T*>(a.p.input);
   for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions; piece += C::kThreads) {
     const int position = piece / 4;
-    const int64_t c = channel + piece % 4 * 8;
-    const int64_t pixel = source[position];
-    const bool there = pixel >= 0 && c < a.p.g.in_channels;
+    const int c = channel + piece % 4 * 8;
+    const int pixel = source[position];
+    const bool there = pixel >= 0 && c < static_cast<int>(a.p.g.in_channels);
     copy_async(buffer + position * kPositionBytes + piece % 4 * 16,
-               there ? input + pixel * a.p.g.in_channels + c : input, there);
+               there ? input + (int64_t{pixel} * static_cast<int>(a.p.g.in_channels) + c) : input,
+               there);
   }
 }
 
@@ -140,47 +142,71 @@ __device__ __forceinline__ void multiply_step(const StepWeights<C>& w, const uin
 
 // ---- End of the layer ---------------------------------------------------------------------------
 
-__device__ __forceinline__ float activate(const TileProblem& p, float z, int64_t o) {
-  switch (p.activation) {
-    case TileActivation::kRelu:
-      return z < 0 ? 0.0f : z;  // NaN passes
-    case TileActivation::kLeaky:
-      return z >= 0 ? z : z * (p.slopes ? p.slopes[o * p.slope_step] : p.slope);
-    case TileActivation::kTanh:
-      return tanhf(z);
-    default:
-      return z;
+// `there` of eight channels, from `o` on.
+__device__ __forceinline__ void activate(const TileProblem& p, float (&z)[8], int64_t o,
+                                         int there) {
+  if (p.activation == TileActivation::kRelu) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) z[e] = z[e] < 0 ? 0.0f : z[e];  // NaN passes
+  } else if (p.activation == TileActivation::kLeaky) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) {
+      const float slope = p.slopes && e < there ? p.slopes[(o + e) * p.slope_step] : p.slope;
+      z[e] = z[e] >= 0 ? z[e] : z[e] * slope;
+    }
+  } else if (p.activation == TileActivation::kTanh) {
+#pragma unroll
+    for (int e = 0; e < 8; ++e) z[e] = tanhf(z[e]);
   }
 }
 
-// Eight neighbouring channels of one output pixel; `at` is the first one's place.
+// Eight neighbouring channels of one output pixel, of which those below O are there; `at` is the
+// first one's place.
 template <class T>
 __device__ __forceinline__ void finish(const TileProblem& p, const float* sums, int64_t o,
                                        int64_t at) {
   const T* residual = static_cast<const T*>(p.residual);
   T* output = static_cast<T*>(p.output);
+  const bool whole = p.g.out_channels % 8 == 0;  // then all eight are there, and aligned
+  const int there = whole ? 8 : static_cast<int>(p.g.out_channels - o);
   const auto low = load<4>(sums);
   const auto high = load<4>(sums + 4);
-  const bool whole = p.g.out_channels % 8 == 0;  // then all eight are there, and aligned
-  Vec<T, 8> added{};
-  if (whole && residual) added = load<8>(residual + at);
-  Vec<T, 8> out;
+  float z[8];
 #pragma unroll
   for (int e = 0; e < 8; ++e) {
-    float z = e < 4 ? low.item[e % 4] : high.item[e % 4];
-    if (!whole && o + e >= p.g.out_channels) break;
-    if (p.bias) z += p.bias[o + e];
-    if (residual) z += to_float(whole ? added.item[e] : residual[at + e]);
-    round_to(activate(p, z, o + e), &out.item[e]);
-    if (!whole) output[at + e] = out.item[e];
+    z[e] = (e < 4 ? low : high).item[e % 4];
+    if (p.bias && e < there) z[e] += p.bias[o + e];
   }
-  if (whole) store<8>(output + at, out);
+  if (residual && whole) {
+    const auto added = load<8>(residual + at);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) z[e] += to_float(added.item[e]);
+  } else if (residual) {
+    for (int e = 0; e < 8; ++e) z[e] += e < there ? to_float(residual[at + e]) : 0.0f;
+  }
+  activate(p, z, o, there);
+  T rounded[8];
+  Vec<uint32_t, 4> words;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) {
+    round_to(z[e], &rounded[e]);
+    if (e % 2 == 1) {
+      words.item[e / 2] = rounded[e - 1].bits | static_cast<uint32_t>(rounded[e].bits) << 16;
+    }
+  }
+  if (whole) {
+    store_global(reinterpret_cast<uint32_t*>(output + at), words);
+  } else {
+    for (int e = 0; e < 8; ++e) {
+      if (e < there) output[at + e] = rounded[e];
+    }
+  }
 }
 
 // ---- Kernel -------------------------------------------------------------------------------------
 
 template <class T, class C>
-__global__ void __launch_bounds__(C::kThreads, 2)
+__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     sparse_conv2d_tiles_kernel(const GANSPARSE_GRID_CONSTANT TileArguments a) {
   const TileProblem& p = a.p;
   const TilePlan& t = a.t;
@@ -195,12 +221,12 @@ __global__ void __launch_bounds__(C::kThreads, 2)
   int32_t* tap_bytes = source + t.positions;                       // [taps]
 
   // ---- Which pixels and rows: neighbouring blocks share their pixels ----
-  const int64_t block = blockIdx.x;
-  const int row_tile = static_cast<int>(block % t.row_blocks) * 2 + warp / 2;
-  const int64_t tile = block / t.row_blocks;
-  const int64_t tile_x = tile % t.tiles_x;
-  const int64_t tile_y = tile / t.tiles_x % t.tiles_y;
-  const int64_t tile_n = tile / t.tiles_x / t.tiles_y;
+  const int block = static_cast<int>(blockIdx.x);
+  const int row_tile = block % t.row_blocks * 2 + warp / 2;
+  const int tile = block / t.row_blocks;
+  const int tile_x = tile % t.tiles_x;
+  const int tile_y = tile / t.tiles_x % t.tiles_y;
+  const int tile_n = tile / t.tiles_x / t.tiles_y;
   const int first_pixel = warp % 2 * C::kWarpPixels;
   const bool has_rows = row_tile < t.row_tiles;  // of the last block maybe only half
 
@@ -281,40 +307,44 @@ __global__ void __launch_bounds__(C::kThreads, 2)
   wait_copies<0>();
   __syncthreads();  // all have read the buffers before they take sums
 
-  // ---- Store: 8 pixels at a time, from [row][pixel] in registers to [pixel][channel] ----
+  // ---- Store: from [row][pixel] in registers to [pixel][channel], 32 pixels at a time ----
   const int upscale = static_cast<int>(g.upscale);
   const int phase = row_tile % (upscale * upscale);
   const int64_t first_channel = static_cast<int64_t>(row_tile / (upscale * upscale)) * C::kRows;
-  float* staging = reinterpret_cast<float*>(buffers) + warp * (8 * C::kStagingPitch);
+  float* staging = reinterpret_cast<float*>(buffers) + warp * (kStagedPixels * C::kStagingPitch);
 #pragma unroll
-  for (int group = 0; group < C::kGroups; ++group) {
+  for (int from = 0; from < C::kWarpPixels; from += kStagedPixels) {
 #pragma unroll
-    for (int i = 0; i < C::kTiles; ++i) {
+    for (int group = 0; group < kStagedPixels / 8; ++group) {
 #pragma unroll
-      for (int e = 0; e < 4; ++e) {
-        const int row = i * 16 + lane / 4 + e / 2 * 8;
-        staging[(lane % 4 * 2 + e % 2) * C::kStagingPitch + row] = sums[i][group][e];
-      }
-    }
-    __syncwarp();  // all lanes' sums are there
-    const int pixel = first_pixel + group * 8 + lane / 4;
-    const int64_t x =
-        ((tile_x << t.log_x) + (pixel & ((1 << t.log_x) - 1))) * upscale + phase % upscale;
-    const int64_t y = ((tile_y << t.log_y) + (pixel >> t.log_x & ((1 << t.log_y) - 1))) * upscale +
-                      phase / upscale;
-    const int64_t n = (tile_n << t.log_n) + (pixel >> (t.log_x + t.log_y));
-    if (has_rows && n < p.batch && y < p.out_height && x < p.out_width) {
-      const int64_t at = ((n * p.out_height + y) * p.out_width + x) * g.out_channels;
+      for (int i = 0; i < C::kTiles; ++i) {
 #pragma unroll
-      for (int j = 0; j < C::kRows; j += 32) {
-        const int row = j + lane % 4 * 8;
-        const int64_t o = first_channel + row;
-        if (row < C::kRows && o < g.out_channels) {
-          finish<T>(p, staging + lane / 4 * C::kStagingPitch + row, o, at + o);
+        for (int e = 0; e < 4; ++e) {
+          const int row = i * 16 + lane / 4 + e / 2 * 8;
+          staging[(group * 8 + lane % 4 * 2 + e % 2) * C::kStagingPitch + row] =
+              sums[i][from / 8 + group][e];
         }
       }
     }
-    __syncwarp();  // all lanes have read before the next eight pixels come
+    __syncwarp();  // all lanes' sums are there
+#pragma unroll 1
+    for (int staged = lane / 4; has_rows && staged < kStagedPixels; staged += 8) {
+      const int pixel = first_pixel + from + staged;
+      const int in_row = pixel & ((1 << t.log_x) - 1);
+      const int in_column = pixel >> t.log_x & ((1 << t.log_y) - 1);
+      const int64_t x = ((int64_t{tile_x} << t.log_x) + in_row) * upscale + phase % upscale;
+      const int64_t y = ((int64_t{tile_y} << t.log_y) + in_column) * upscale + phase / upscale;
+      const int64_t n = (int64_t{tile_n} << t.log_n) + (pixel >> (t.log_x + t.log_y));
+      if (n >= p.batch || y >= p.out_height || x >= p.out_width) continue;
+      const int64_t at = ((n * p.out_height + y) * p.out_width + x) * g.out_channels;
+      for (int row = lane % 4 * 8; row < C::kRows; row += 32) {
+        const int64_t o = first_channel + row;
+        if (o < g.out_channels) {
+          finish<T>(p, staging + staged * C::kStagingPitch + row, o, at + o);
+        }
+      }
+    }
+    __syncwarp();  // all lanes have read before the next pixels come
   }
 }
 

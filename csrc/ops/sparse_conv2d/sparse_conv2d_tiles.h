@@ -86,17 +86,17 @@ struct TileProblem {
 
 // How a block's 128 pixels lie, and what they need of the input.
 struct TilePlan {
-  int log_n, log_y, log_x;  // pictures, rows, columns of a block: 2^ of these
-  int halo_rows;            // of input, for the block's rows
-  int half;                 // columns of input of one parity (stride 2), or all (stride 1)
-  int pitch;                // positions a row: stride · half
-  int positions;            // 2^log_n · halo_rows · pitch: of a buffer
-  int buffers;              // 2 to 4
-  int chunks;               // ⌈C / 32⌉
-  int row_tiles;            // M / V
-  int row_blocks;           // ⌈row_tiles / 2⌉
-  int64_t tiles_n, tiles_y, tiles_x;
-  int64_t shared_bytes;
+  int log_n, log_y, log_x;        // pictures, rows, columns of a block: 2^ of these
+  int halo_rows;                  // of input, for the block's rows
+  int half;                       // columns of input of one parity (stride 2), or all (stride 1)
+  int pitch;                      // positions a row: stride · half
+  int positions;                  // 2^log_n · halo_rows · pitch: of a buffer
+  int buffers;                    // 2 to 4
+  int chunks;                     // ⌈C / 32⌉
+  int row_tiles;                  // M / V
+  int row_blocks;                 // ⌈row_tiles / 2⌉
+  int tiles_n, tiles_y, tiles_x;  // their product times row_blocks fits into an int
+  int shared_bytes;
 };
 
 constexpr int kTilePixels = 128;
@@ -106,15 +106,18 @@ constexpr int kMostBuffers = 4;
 // load_matrices reads together lie in different banks.
 constexpr int kPositionBytes = 80;
 constexpr int kTileWarps = 4;
+constexpr int kStagedPixels = 32;  // whose sums a warp puts in order at a time
 
 // How many input pixels 2^log neighbouring output pixels need, along one dimension.
 inline int64_t halo(int64_t stride, int64_t taps, int log) {
   return ((int64_t{1} << log) - 1) * stride + taps;
 }
 
-// The arrangement with the fewest blocks, and of these the smallest halo; as many buffers as fit
-// twice into `shared_limit`, so that two blocks run beside each other, and at least two. Not
-// fitting at all: shared_bytes above the limit.
+// Blocks that registers let run beside each other on a multiprocessor.
+constexpr int blocks_beside(int64_t vector) { return vector == 64 ? 2 : 3; }
+
+// The arrangement with the fewest blocks, and of these the smallest halo; as many buffers as let
+// these blocks share `shared_limit`, and at least two. Not fitting at all: shared_bytes above it.
 inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const Geometry& g = p.g;
   const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
@@ -126,14 +129,14 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
     for (int log_y = 0; log_y <= kLogTilePixels - log_n; ++log_y) {
       TilePlan t{};
       t.log_n = log_n, t.log_y = log_y, t.log_x = kLogTilePixels - log_n - log_y;
-      t.tiles_n = parts(p.batch, int64_t{1} << log_n);
-      t.tiles_y = parts(grid_h, int64_t{1} << log_y);
-      t.tiles_x = parts(grid_w, int64_t{1} << t.log_x);
+      t.tiles_n = static_cast<int>(parts(p.batch, int64_t{1} << log_n));
+      t.tiles_y = static_cast<int>(parts(grid_h, int64_t{1} << log_y));
+      t.tiles_x = static_cast<int>(parts(grid_w, int64_t{1} << t.log_x));
       t.halo_rows = static_cast<int>(halo(g.stride, g.taps_h, log_y));
       t.half = static_cast<int>(parts(halo(g.stride, g.taps_w, t.log_x), g.stride));
       t.pitch = static_cast<int>(g.stride) * t.half;
       t.positions = (1 << log_n) * t.halo_rows * t.pitch;
-      const int64_t blocks = t.tiles_n * t.tiles_y * t.tiles_x;
+      const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
       if (best_blocks == 0 || blocks < best_blocks ||
           (blocks == best_blocks && t.positions < best.positions)) {
         best = t;
@@ -147,12 +150,12 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   best.row_blocks = static_cast<int>(parts(best.row_tiles, 2));
   const int64_t buffer = int64_t{best.positions} * kPositionBytes;
   const int64_t tables = int64_t{4} * (best.positions + g.taps_h * g.taps_w);
-  const int64_t fitting = (shared_limit / 2 - tables) / buffer;
+  const int64_t fitting = (shared_limit / blocks_beside(g.vector) - tables) / buffer;
   best.buffers = static_cast<int>(
       std::clamp<int64_t>(std::min<int64_t>(fitting, best.chunks), 2, kMostBuffers));
-  // At the end the warps put their sums in order here: 8 pixels x (V + 4) floats each.
-  const int64_t staging = kTileWarps * 8 * (g.vector + 4) * 4;
-  best.shared_bytes = std::max(best.buffers * buffer, staging) + tables;
+  // At the end the warps put their sums in order here.
+  const int64_t staging = kTileWarps * kStagedPixels * (g.vector + 4) * 4;
+  best.shared_bytes = static_cast<int>(std::max(best.buffers * buffer, staging) + tables);
   return best;
 }
 
