@@ -61,15 +61,18 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     taps = kernel**2 // up
     pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
     sparse = sample.pattern == "2:4"
-    blocks = -(-pixels // TILE_PIXELS) * -(-sample.out * up // (2 * sample.rows))
+    row_tiles = -(-sample.out // sample.rows) * up
+    row_warps = 4 if sample.rows < 64 and row_tiles > 2 else 2
+    blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // row_warps)
     steps = blocks * c / CHANNELS * taps * kept  # of blocks
-    fused = 2 * sample.rows * TILE_PIXELS * CHANNELS  # multiply-adds a step, zeros of 2:4 counted
+    rows = row_warps * sample.rows
+    fused = rows * TILE_PIXELS * CHANNELS  # multiply-adds a step, zeros of 2:4 counted
     rate = gpu.dense * gpu.mma * (gpu.mma_sparse if sparse else 1)
     cycles = 1 / (gpu.clock * gpu.processors)
     # ---- Bytes a step: weights (2:4: half and metadata), the pixels of each warp's 64 ----
-    weights = 2 * sample.rows * (CHANNELS + 4 if sparse else 2 * CHANNELS)
+    weights = rows * (CHANNELS + 4 if sparse else 2 * CHANNELS)
     staged = halo(sample) * 2 * CHANNELS / (taps * kept)
-    first = 4 * 64 * 2 * CHANNELS + 2 * weights + staged
+    first = 2 * row_warps * 64 * 2 * CHANNELS + 2 * weights + staged
     out = sample.out * up * pixels * 2
     dense = 2 * sample.out * up * c * taps * pixels
     return {

@@ -21,9 +21,10 @@ template <class T, class C>
 void launch(const TileArguments& a, uint64_t seed) {
   const TilePlan& t = a.t;
   const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
-  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(C::kThreads),
-                    static_cast<size_t>(t.shared_bytes), seed},
-                   [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
+  emulator::launch(
+      {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(tile_threads(t))),
+       static_cast<size_t>(t.shared_bytes), seed},
+      [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
 }
 
 template <class T>

@@ -102,9 +102,11 @@ def test_values(sample: TileSample, programs: Path, tmp_path: Path) -> None:
     check(sample, "plain", programs, tmp_path)
 
 
-# Each configuration of the kernel, more chunks than buffers, a halo, a last tile that is not full.
+# Each configuration of the kernel, with two and four row tiles a block of which not all are there;
+# more chunks than buffers, a halo, a last tile that is not full.
 CHECKED = [
     TileSample("2:4", (1, 72, 5, 5), 40, residual=True, activation="relu"),
+    TileSample("2:4-four-tiles", (1, 40, 3, 3), 70, 1, padding=0),
     TileSample("rows-64", (1, 40, 3, 3), 70, rows=64),
     TileSample("block-16", (1, 40, 5, 5), 20, 3, 2, pattern="block", rows=16, sparsity=0.5),
     TileSample("block-32", (1, 40, 3, 3), 40, pattern="block", sparsity=0.5, activation="tanh"),

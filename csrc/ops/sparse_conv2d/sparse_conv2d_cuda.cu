@@ -25,8 +25,8 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
   check_cuda(
       cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
       op, "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks), C::kThreads, static_cast<size_t>(plan.shared_bytes),
-           stream>>>(arguments);
+  kernel<<<static_cast<unsigned>(blocks), tile_threads(plan),
+           static_cast<size_t>(plan.shared_bytes), stream>>>(arguments);
   check_launch(op);
 }
 

@@ -2,7 +2,7 @@
 // The CUDA kernel of sparse_conv2d. Contract, layouts and plan: sparse_conv2d_tiles.h.
 //
 // Version 1: mma and mma.sp of sm_80, weights from global memory to registers, input through
-// shared memory. A block has four warps, 2 x 2: two tiles of V matrix rows by twice 64 pixels.
+// shared memory. A block has two or four tiles of V matrix rows by twice 64 pixels, a warp each.
 #pragma once
 
 #include "common/async_copy.cuh"
@@ -21,12 +21,10 @@ struct TileConfig {
   static constexpr int kMatrices = kSparse ? 1 : 2;  // F
   static constexpr int kGroups = 8;                  // of 8 pixels, a warp's
   static constexpr int kWarpPixels = 8 * kGroups;
-  static constexpr int kThreads = 32 * kTileWarps;
-  static constexpr int kBlocks = blocks_beside(kRows);
   static constexpr int kStagingPitch = kRows + 4;  // floats
 
   static_assert(!kSparse || kTiles % 2 == 0, "metadata comes for pairs of 16 rows");
-  static_assert(kTileWarps == 4 && 2 * kWarpPixels == kTilePixels, "2 x 2 warps");
+  static_assert(2 * kWarpPixels == kTilePixels, "two warps have a row tile's pixels");
 };
 
 struct TileArguments {
@@ -64,11 +62,12 @@ __device__ __forceinline__ int64_t source_of(const TileArguments& a, int tile_n,
 }
 
 // Asks for 32 channels of all positions, from `channel` on.
-template <class T, class C>
+template <class T>
 __device__ __forceinline__ void request_channels(const TileArguments& a, const int32_t* source,
                                                  int channel, unsigned char* buffer) {
   const T* input = static_cast<const T*>(a.p.input);
-  for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions; piece += C::kThreads) {
+  const int threads = static_cast<int>(blockDim.x);
+  for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions; piece += threads) {
     const int position = piece / 4;
     const int c = channel + piece % 4 * 8;
     const int pixel = source[position];
@@ -206,11 +205,12 @@ __device__ __forceinline__ void finish(const TileProblem& p, const float* sums, 
 // ---- Kernel -------------------------------------------------------------------------------------
 
 template <class T, class C>
-__global__ void __launch_bounds__(C::kThreads, C::kBlocks)
+__global__ void __launch_bounds__(most_threads(C::kRows, C::kSparse))
     sparse_conv2d_tiles_kernel(const GANSPARSE_GRID_CONSTANT TileArguments a) {
   const TileProblem& p = a.p;
   const TilePlan& t = a.t;
   const Geometry& g = p.g;
+  const int threads = static_cast<int>(blockDim.x);
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
@@ -222,20 +222,20 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
 
   // ---- Which pixels and rows: neighbouring blocks share their pixels ----
   const int block = static_cast<int>(blockIdx.x);
-  const int row_tile = block % t.row_blocks * 2 + warp / 2;
+  const int row_tile = block % t.row_blocks * t.row_warps + warp / 2;
   const int tile = block / t.row_blocks;
   const int tile_x = tile % t.tiles_x;
   const int tile_y = tile / t.tiles_x % t.tiles_y;
   const int tile_n = tile / t.tiles_x / t.tiles_y;
   const int first_pixel = warp % 2 * C::kWarpPixels;
-  const bool has_rows = row_tile < t.row_tiles;  // of the last block maybe only half
+  const bool has_rows = row_tile < t.row_tiles;  // of the last block maybe only some
 
   // ---- Tables: where each position's pixel is, and how far a tap is from tap (0, 0) ----
-  for (int i = thread; i < t.positions; i += C::kThreads) {
+  for (int i = thread; i < t.positions; i += threads) {
     source[i] = static_cast<int32_t>(source_of(a, tile_n, tile_y, tile_x, i));
   }
   const int taps = static_cast<int>(g.taps_h * g.taps_w);
-  for (int i = thread; i < taps; i += C::kThreads) {
+  for (int i = thread; i < taps; i += threads) {
     const int s = i % static_cast<int>(g.taps_w);
     const int stride = static_cast<int>(g.stride);
     const int position =
@@ -259,7 +259,7 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
   // ---- Begin: all buffers but one are on their way ----
   for (int i = 0; i < t.buffers - 1; ++i) {
     if (i < t.chunks) {
-      request_channels<T, C>(a, source, i * kStepChannels, buffers + i * buffer_bytes);
+      request_channels<T>(a, source, i * kStepChannels, buffers + i * buffer_bytes);
     }
     commit_copies();  // empty groups, too: they are counted
   }
@@ -282,8 +282,8 @@ __global__ void __launch_bounds__(C::kThreads, C::kBlocks)
     wait_copies_but(t.buffers - 2);
     __syncthreads();  // this chunk's input is there for all, and all have read the last one's
     if (chunk + t.buffers - 1 < t.chunks) {
-      request_channels<T, C>(a, source, (chunk + t.buffers - 1) * kStepChannels,
-                             buffers + filling * buffer_bytes);
+      request_channels<T>(a, source, (chunk + t.buffers - 1) * kStepChannels,
+                          buffers + filling * buffer_bytes);
     }
     commit_copies();
 

@@ -43,7 +43,7 @@
 // second cache 1.4 times and not 9. Weights never see shared memory: a step's 16 bytes a lane come
 // straight from global memory, one step ahead.
 //
-// Cost, for a block of 2 tiles of V rows, 128 pixels and one step (docs/cuda.md has the tables):
+// Cost, for two tiles of V rows, 128 pixels and one step (docs/cuda.md has the tables):
 //   multiply-adds  2 V · 128 · 32, of which sparse tensor cores do half
 //   weights        2 V · 32 · 2 bytes (2:4: half, and 2 V · 4 of metadata), from the second cache
 //   input          (pixels of the halo) · 64 bytes / (steps of 32 channels)
@@ -94,7 +94,8 @@ struct TilePlan {
   int buffers;                    // 2 to 4
   int chunks;                     // ⌈C / 32⌉
   int row_tiles;                  // M / V
-  int row_blocks;                 // ⌈row_tiles / 2⌉
+  int row_warps;                  // row tiles of a block: 2 or 4
+  int row_blocks;                 // ⌈row_tiles / row_warps⌉
   int tiles_n, tiles_y, tiles_x;  // their product times row_blocks fits into an int
   int shared_bytes;
 };
@@ -105,7 +106,7 @@ constexpr int kMostBuffers = 4;
 // Of a position: 32 channels of 2 bytes, and 16 bytes more, so that the 8 pixels which
 // load_matrices reads together lie in different banks.
 constexpr int kPositionBytes = 80;
-constexpr int kTileWarps = 4;
+constexpr int kMostRowWarps = 4;   // each with 64 of the pixels; as many again have the others
 constexpr int kStagedPixels = 32;  // whose sums a warp puts in order at a time
 
 // How many input pixels 2^log neighbouring output pixels need, along one dimension.
@@ -113,8 +114,12 @@ inline int64_t halo(int64_t stride, int64_t taps, int log) {
   return ((int64_t{1} << log) - 1) * stride + taps;
 }
 
-// Blocks that registers let run beside each other on a multiprocessor.
-constexpr int blocks_beside(int64_t vector) { return vector == 64 ? 2 : 3; }
+// Threads for which the registers of a multiprocessor are enough.
+constexpr int most_threads(int64_t vector, bool two_of_four) {
+  return vector == 16 ? 512 : vector == 32 && two_of_four ? 384 : 256;
+}
+
+inline int tile_threads(const TilePlan& plan) { return 32 * 2 * plan.row_warps; }
 
 // The arrangement with the fewest blocks, and of these the smallest halo; as many buffers as let
 // these blocks share `shared_limit`, and at least two. Not fitting at all: shared_bytes above it.
@@ -147,14 +152,17 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   best.chunks = static_cast<int>(parts(g.in_channels, kStepChannels));
   const int64_t phases = g.upscale * g.upscale;
   best.row_tiles = static_cast<int>(parts(g.out_channels, g.vector) * phases);
-  best.row_blocks = static_cast<int>(parts(best.row_tiles, 2));
+  // Few rows a tile: more tiles share the input, or fetching it takes longer than its use.
+  best.row_warps = g.vector < 64 && best.row_tiles > 2 ? kMostRowWarps : 2;
+  best.row_blocks = static_cast<int>(parts(best.row_tiles, best.row_warps));
   const int64_t buffer = int64_t{best.positions} * kPositionBytes;
   const int64_t tables = int64_t{4} * (best.positions + g.taps_h * g.taps_w);
-  const int64_t fitting = (shared_limit / blocks_beside(g.vector) - tables) / buffer;
+  const int64_t beside = std::max(1, most_threads(g.vector, p.two_of_four) / tile_threads(best));
+  const int64_t fitting = (shared_limit / beside - tables) / buffer;
   best.buffers = static_cast<int>(
       std::clamp<int64_t>(std::min<int64_t>(fitting, best.chunks), 2, kMostBuffers));
   // At the end the warps put their sums in order here.
-  const int64_t staging = kTileWarps * kStagedPixels * (g.vector + 4) * 4;
+  const int64_t staging = int64_t{2} * best.row_warps * kStagedPixels * (g.vector + 4) * 4;
   best.shared_bytes = static_cast<int>(std::max(best.buffers * buffer, staging) + tables);
   return best;
 }
