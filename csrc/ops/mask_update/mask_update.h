@@ -23,13 +23,14 @@
 // number of threads.
 //
 // How: a radix select. Scores become unsigned keys in the same order; a histogram over the highest
-// 11 bits tells in which bucket the threshold lies, one over the next 11 bits of that bucket's keys
-// goes on, until the threshold is known. Then every key is below it, above it, or one of the ties,
-// of which the first few go.
+// 11 bits tells in which bucket the threshold lies. On CUDA one over the next 11 bits of that
+// bucket's keys goes on, until the threshold is known; the CPU selects among the bucket's keys.
+// Then every key is below the threshold, above it, or one of the ties, of which the first few go.
 //
-// Cost, float32 and monotone: keys are read three times to select, once to count ties and once to
-// write: 5 · (4 + 1) + 1 = 26 bytes an element (float64 6 times: 73), bound by memory. A sort of
-// (score, index) moves more than 100.
+// Cost, float32 and monotone. CUDA: keys are read three times to select, once to count ties and
+// once to write: 5 · (4 + 1) + 1 = 26 bytes an element (float64 6 times: 73), bound by memory; a
+// sort of (score, index) moves more than 100. CPU: read three times, 16 bytes, bound by arithmetic
+// on keys.
 #pragma once
 
 #include <cstdint>
@@ -67,12 +68,14 @@ GANSPARSE_HD KeyOf<T> key_of(T score, bool magnitude) {
   using Key = KeyOf<T>;
   constexpr Key kSign = Key(1) << (sizeof(Key) * 8 - 1);
   WideOf<T> wide = to_float(score);
-  if (wide != wide) return ~Key(0);
+  const bool is_nan = wide != wide;
   wide += WideOf<T>(0);  // −0 becomes +0
   Key bits;
   memcpy(&bits, &wide, sizeof bits);
   if (magnitude) bits &= ~kSign;
-  return (bits & kSign) != 0 ? ~bits : bits | kSign;
+  const Key negative = Key(0) - (bits >> (sizeof(Key) * 8 - 1));  // all ones, or 0: no branch
+  bits ^= negative | kSign;
+  return is_nan ? ~Key(0) : bits;
 }
 
 // Digit 0 is the highest. The lowest has what bits are left: 10 of 32, 9 of 64.

@@ -34,14 +34,23 @@ class Selection {
       std::fill_n(item_.mask, item_.numel, item_.prune == 0 ? uint8_t{1} : uint8_t{0});
       return;
     }
-    int64_t left = item_.prune;  // how many of the keys with the prefix go
-    for (int digit = 0; digit < kDigits<T>; ++digit) left = choose_digit(digit, left);
-    write(left);
+    int64_t left = item_.prune;  // how many of the chosen bucket's keys go
+    const int bucket = choose_bucket(&left);
+    std::vector<Key> keys = keys_of(bucket);
+    const auto at = keys.begin() + (left - 1);
+    std::nth_element(keys.begin(), at, keys.end());
+    threshold_ = *at;
+    const auto is_below = [this](Key k) { return k < threshold_; };
+    left -= std::count_if(keys.begin(), keys.end(), is_below);
+    const int64_t ties = std::count(keys.begin(), keys.end(), threshold_);
+    ties == left ? write() : write_some(left);
   }
 
  private:
+  // Without a branch: masks are random.
   Key key(int64_t i) const {
-    return monotone_ && item_.mask[i] == 0 ? Key(0) : key_of(scores_[i], magnitude_);
+    const Key k = key_of(scores_[i], magnitude_);
+    return monotone_ ? k & (Key(0) - Key(item_.mask[i] != 0)) : k;
   }
 
   template <class Body>
@@ -53,28 +62,50 @@ class Selection {
     });
   }
 
-  // Appends the threshold's next digit to the prefix; returns how many of the keys that have the
-  // new prefix go.
-  int64_t choose_digit(int digit, int64_t left) {
+  // The bucket of the highest digit in which the threshold lies; *left becomes how many of its keys
+  // go.
+  int choose_bucket(int64_t* left) const {
     Histogram total{};
     parallel_for(chunks_, kGrainChunks, [&](int64_t begin, int64_t end) {
-      Histogram mine{};
+      std::array<Histogram, 2> mine{};  // in turn: equal neighbours need not wait for each other
       for (int64_t i = begin * kChunk; i < std::min(end * kChunk, item_.numel); ++i) {
-        const Key k = key(i);
-        if (has_prefix(k, threshold_, digit)) ++mine[static_cast<size_t>(digit_of(k, digit))];
+        ++mine[static_cast<size_t>(i % 2)][static_cast<size_t>(digit_of(key(i), 0))];
       }
       for (size_t b = 0; b < kBuckets; ++b) {
-        if (mine[b] != 0) __atomic_fetch_add(&total[b], mine[b], __ATOMIC_RELAXED);
+        __atomic_fetch_add(&total[b], mine[0][b] + mine[1][b], __ATOMIC_RELAXED);
       }
     });
     size_t bucket = 0;
-    while (left > total[bucket]) left -= total[bucket++];
-    threshold_ |= static_cast<Key>(bucket) << digit_shift<Key>(digit);
-    return left;
+    while (*left > total[bucket]) *left -= total[bucket++];
+    return static_cast<int>(bucket);
+  }
+
+  // In no particular order.
+  std::vector<Key> keys_of(int bucket) const {
+    std::vector<std::vector<Key>> of_chunk(static_cast<size_t>(chunks_));
+    for_chunks([&](int64_t c, int64_t begin, int64_t end) {
+      std::array<Key, kChunk> found;
+      size_t count = 0;
+      for (int64_t i = begin; i < end; ++i) {
+        found[count] = key(i);
+        count += digit_of(found[count], 0) == bucket ? 1 : 0;
+      }
+      of_chunk[static_cast<size_t>(c)].assign(found.begin(), found.begin() + count);
+    });
+    std::vector<Key> all;
+    for (const auto& keys : of_chunk) all.insert(all.end(), keys.begin(), keys.end());
+    return all;
+  }
+
+  // Prunes what is not above the threshold.
+  void write() const {
+    for_chunks([&](int64_t, int64_t begin, int64_t end) {
+      for (int64_t i = begin; i < end; ++i) item_.mask[i] = key(i) > threshold_ ? 1 : 0;
+    });
   }
 
   // Prunes what is below the threshold, and the first `ties` of what equals it.
-  void write(int64_t ties) const {
+  void write_some(int64_t ties) const {
     std::vector<int64_t> ties_before(static_cast<size_t>(chunks_) + 1, 0);
     for_chunks([&](int64_t c, int64_t begin, int64_t end) {
       int64_t found = 0;
