@@ -134,6 +134,16 @@ def test_values_with_every_number_of_buffers(
     check_close(sample, a, got)
 
 
+def test_many_small_pictures_fit_into_little_shared_memory(programs: Path, tmp_path: Path) -> None:
+    """The fewest blocks, of 32 pictures with much halo each, would need 512 KB."""
+    sample = TileSample("small", (32, 8, 2, 2), 16, 9, padding=4, pattern="block", rows=16)
+    a = sample.arguments()
+    limit = 99 << 10
+    got, plan = in_emulator(sample, a, "plain", programs, tmp_path, limit)
+    assert plan[5] <= limit
+    check_close(sample, a, got)
+
+
 def test_lists_out_of_range_read_nothing_else(programs: Path, tmp_path: Path) -> None:
     """A damaged file gives wrong sums, never a wrong access."""
     sample = TileSample("damaged", (1, 40, 5, 5), 40)

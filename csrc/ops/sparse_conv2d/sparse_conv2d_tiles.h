@@ -121,8 +121,9 @@ constexpr int most_threads(int64_t vector, bool two_of_four) {
 
 inline int tile_threads(const TilePlan& plan) { return 32 * 2 * plan.row_warps; }
 
-// The arrangement with the fewest blocks, and of these the smallest halo; as many buffers as let
-// these blocks share `shared_limit`, and at least two. Not fitting at all: shared_bytes above it.
+// Of the arrangements that fit, the one with the fewest blocks, and of these the smallest halo; as
+// many buffers as let the blocks beside each other share `shared_limit`, and at least two. Where
+// none fits, shared_bytes is above the limit.
 inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const Geometry& g = p.g;
   const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
@@ -130,6 +131,10 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const int64_t grid_w = parts(p.out_width, g.upscale);
   TilePlan best{};
   int64_t best_blocks = 0;
+  bool best_fits = false;
+  const auto tables_of = [&g](const TilePlan& t) {
+    return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
+  };
   for (int log_n = 0; log_n <= kLogTilePixels; ++log_n) {
     for (int log_y = 0; log_y <= kLogTilePixels - log_n; ++log_y) {
       TilePlan t{};
@@ -142,8 +147,12 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
       t.pitch = static_cast<int>(g.stride) * t.half;
       t.positions = (1 << log_n) * t.halo_rows * t.pitch;
       const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
-      if (best_blocks == 0 || blocks < best_blocks ||
-          (blocks == best_blocks && t.positions < best.positions)) {
+      // Many small pictures have much halo, which may be too much.
+      const bool fits = 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
+      const bool better =
+          blocks < best_blocks || (blocks == best_blocks && t.positions < best.positions);
+      if (best_blocks == 0 || (fits && (better || !best_fits))) {
+        best_fits = fits;
         best = t;
         best_blocks = blocks;
       }
@@ -156,7 +165,7 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   best.row_warps = g.vector < 64 && best.row_tiles > 2 ? kMostRowWarps : 2;
   best.row_blocks = static_cast<int>(parts(best.row_tiles, best.row_warps));
   const int64_t buffer = int64_t{best.positions} * kPositionBytes;
-  const int64_t tables = int64_t{4} * (best.positions + g.taps_h * g.taps_w);
+  const int64_t tables = tables_of(best);
   const int64_t beside = std::max(1, most_threads(g.vector, p.two_of_four) / tile_threads(best));
   const int64_t fitting = (shared_limit / beside - tables) / buffer;
   best.buffers = static_cast<int>(
