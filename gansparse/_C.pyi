@@ -30,6 +30,14 @@ def feature_moments(
     shift: Array | None = None,
     stream: int = 0,
 ) -> None: ...
+def mask_update(
+    scores: Sequence[Array],
+    masks: Sequence[Array],
+    prune: Sequence[int],
+    magnitude: bool,
+    monotone: bool,
+    stream: int = 0,
+) -> None: ...
 def masked_adam(
     params: Sequence[Array],
     grads: Sequence[Array],
@@ -59,4 +67,18 @@ def sparse_conv2d(
     activation: str,
     slope: float | Array,
     output: Array,
+) -> None: ...
+def sparse_conv2d_tiles(
+    input: Array,
+    values: Array,
+    metadata: Array,
+    places: Array,
+    starts: Array,
+    geometry: Sequence[int],
+    bias: Array | None,
+    residual: Array | None,
+    activation: str,
+    slope: float | Array,
+    output: Array,
+    stream: int = 0,
 ) -> None: ...

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""sparse_conv2d and sparse_conv_transpose2d against torch's dense convolution, in both layouts."""
+"""sparse_conv2d and sparse_conv_transpose2d against torch's dense convolution.
+
+On the CPU in both layouts; on CUDA packed tiles against cuDNN in channels_last, benchmark mode on.
+"""
 
 from __future__ import annotations
 
@@ -13,14 +16,19 @@ from benchmarks.harness import OURS, Candidate, Case
 from gansparse.ops import sparse_conv2d, sparse_conv_transpose2d
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
+from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 PATTERNS = {"element": 1, "vector-4": 4, "vector-16": 16}
+# Pattern, output channels of a block, sparsities of blocks: 2:4 halves what stays in them.
+TILES = (("2:4", 32, (0.0, 0.5)), ("2:4", 64, (0.0, 0.5)), ("block", 16, SPARSITIES),
+         ("block", 32, SPARSITIES))  # fmt: skip
 
 
 def cases(threads: list[int], device: str) -> Iterator[Case]:
     """Every layer with every pattern at every sparsity."""
     if device != "cpu":
+        yield from tile_cases()
         return
     for sample in samples("model") + transposed.samples("model"):
         for pattern, vector_size in PATTERNS.items():
@@ -35,6 +43,46 @@ def cases(threads: list[int], device: str) -> Iterator[Case]:
                         sparsity=sparsity,
                         flops=flops(layer),
                     )
+
+
+def tile_cases() -> Iterator[Case]:
+    """The layers of batch 16, and the first also of batch 1."""
+    layers = tile_samples("model")
+    layers.append(replace(layers[0], name="cyclegan-256@64 b1", shape=(1, *layers[0].shape[1:])))
+    for sample in layers:
+        for pattern, rows, sparsities in TILES:
+            for sparsity in sparsities:
+                layer = replace(sample, pattern=pattern, rows=rows, sparsity=sparsity)
+                kept = (1 - sparsity) * (0.5 if pattern == "2:4" else 1.0)
+                yield Case(
+                    "sparse_conv2d",
+                    f"{sample.name} {pattern} x{rows}",
+                    partial(tile_candidates, layer),
+                    threads=1,
+                    sparsity=1 - kept,
+                    flops=flops(layer),
+                    device="cuda",
+                    dtype=layer.dtype,
+                )
+
+
+def tile_candidates(sample: TileSample) -> dict[str, Candidate]:
+    torch.backends.cudnn.benchmark = True
+    arguments = sample.arguments(device="cuda")
+    run = sparse_conv_transpose2d if sample.transposed else sparse_conv2d
+    lies = torch.channels_last
+    weight = sample.dense().to("cuda", sample.dtype, memory_format=lies)
+    bias = arguments["bias"].to(sample.dtype)
+
+    @torch.inference_mode()
+    def ours() -> None:
+        run(**arguments)
+
+    @torch.inference_mode()
+    def cudnn() -> None:
+        sample.convolve(arguments["input"], weight, bias)
+
+    return {OURS: ours, "cudnn dense channels_last": cudnn}
 
 
 def candidates(sample: Sample) -> dict[str, Candidate]:

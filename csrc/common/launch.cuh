@@ -45,4 +45,26 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Memory for the kernels of one call: allocated and freed in the order of the stream, so nothing
+// waits, and a captured graph has its own.
+class StreamMemory {
+ public:
+  StreamMemory(size_t bytes, cudaStream_t stream, const char* op) : stream_(stream) {
+    check_cuda(cudaMallocAsync(&memory_, bytes, stream), op, "cudaMallocAsync");
+  }
+  ~StreamMemory() { cudaFreeAsync(memory_, stream_); }  // in a destructor there is no one to tell
+  StreamMemory(const StreamMemory&) = delete;
+  StreamMemory& operator=(const StreamMemory&) = delete;
+
+  // From this byte on; begins at a multiple of 256.
+  template <class T>
+  T* at(size_t byte) const {
+    return reinterpret_cast<T*>(static_cast<char*>(memory_) + byte);
+  }
+
+ private:
+  void* memory_ = nullptr;
+  cudaStream_t stream_;
+};
+
 }  // namespace gansparse

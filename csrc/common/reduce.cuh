@@ -35,4 +35,25 @@ __device__ __forceinline__ T block_sum(T value) {
   return warp_sum(lane < kWarps ? partial[lane] : T(0));
 }
 
+// Every thread returns the sum of its value and those of the threads before it. All kThreads
+// threads must call; 1-D blocks.
+template <int kThreads, class T>
+__device__ __forceinline__ T block_inclusive_sum(T value) {
+  static_assert(kThreads % kWarp == 0 && kThreads <= kWarp * kWarp, "whole warps, one sum each");
+  constexpr int kWarps = kThreads / kWarp;
+  __shared__ T total_of_warp[kWarps];
+  const int lane = threadIdx.x % kWarp;
+  const int warp = threadIdx.x / kWarp;
+
+  for (int distance = 1; distance < kWarp; distance *= 2) {
+    const T before = __shfl_up_sync(kFullWarp, value, distance);
+    if (lane >= distance) value += before;
+  }
+  if (lane == kWarp - 1) total_of_warp[warp] = value;
+  __syncthreads();  // every warp's total is there
+  for (int other = 0; other < warp; ++other) value += total_of_warp[other];
+  __syncthreads();  // everyone has read the totals before they are written again
+  return value;
+}
+
 }  // namespace gansparse

@@ -27,6 +27,7 @@ struct Thread {
   State state = State::kReady;
   Site site{};            // where it waits
   unsigned barriers = 0;  // it has passed, for the parity
+  alignas(16) unsigned char storage[kThreadStorage];
 };
 
 // The meeting of the lanes of one mask. Values and tokens are kept for two rounds: a lane may read
@@ -36,6 +37,7 @@ struct Meeting {
   unsigned round = 0;
   const char* what = nullptr;
   uint64_t values[2][kWarp] = {};
+  Parcel parcels[2][kWarp] = {};
   char tokens[2] = {};
 };
 
@@ -117,6 +119,7 @@ void run_block(const std::function<void()>& kernel, std::mt19937_64& random) {
     thread.index = {n % dims.x, n / dims.x % dims.y, n / (dims.x * dims.y)};
     thread.state = State::kReady;
     thread.barriers = 0;
+    std::memset(thread.storage, 0, sizeof thread.storage);
     thread.fiber.prepare(body);
   }
 
@@ -178,6 +181,7 @@ dim3 block_dimensions() { return block.launch.block; }
 dim3 grid_dimensions() { return block.launch.grid; }
 int lane() { return block.running->linear % kWarp; }
 void* dynamic_shared_memory() { return block.dynamic_shared.get(); }
+void* thread_storage() { return block.running->storage; }
 
 void sync_threads(const Site& site) {
   Thread& me = *block.running;
@@ -190,7 +194,12 @@ void sync_threads(const Site& site) {
   observe(token);
 }
 
-const uint64_t* exchange(uint32_t mask, uint64_t value, const Site& site) {
+namespace {
+
+// Waits until all lanes of `mask` have come and left what `deposit` puts into their meeting;
+// returns the meeting, and in *of_round which of its two rounds this one is.
+template <class Deposit>
+const Meeting& meet(uint32_t mask, const Site& site, const Deposit& deposit, unsigned* of_round) {
   Thread& me = *block.running;
   const uint32_t my_bit = 1u << lane();
   if ((mask & my_bit) == 0) {
@@ -204,7 +213,7 @@ const uint64_t* exchange(uint32_t mask, uint64_t value, const Site& site) {
                       ": " + meeting.what + " and " + text(site));
   }
   const unsigned parity = meeting.round % 2;
-  meeting.values[parity][lane()] = value;
+  deposit(meeting, parity);
   meeting.arrived |= my_bit;
   publish(&meeting.tokens[parity]);
 
@@ -222,7 +231,22 @@ const uint64_t* exchange(uint32_t mask, uint64_t value, const Site& site) {
     me.fiber.suspend();
   }
   observe(&meeting.tokens[parity]);
-  return meeting.values[parity];
+  *of_round = parity;
+  return meeting;
+}
+
+}  // namespace
+
+const uint64_t* exchange(uint32_t mask, uint64_t value, const Site& site) {
+  unsigned round = 0;
+  const auto leave = [&](Meeting& m, unsigned parity) { m.values[parity][lane()] = value; };
+  return meet(mask, site, leave, &round).values[round];
+}
+
+const Parcel* exchange(uint32_t mask, const Parcel& parcel, const Site& site) {
+  unsigned round = 0;
+  const auto leave = [&](Meeting& m, unsigned parity) { m.parcels[parity][lane()] = parcel; };
+  return meet(mask, site, leave, &round).parcels[round];
 }
 
 }  // namespace gansparse::emulator

@@ -52,6 +52,17 @@ void sync_threads(const Site& site);
 // They stay valid until the thread's next warp operation.
 const uint64_t* exchange(uint32_t mask, uint64_t value, const Site& site);
 
+// The same with up to kParcelWords words a lane: what an operation on a warp's matrices needs.
+constexpr int kParcelWords = 5;
+struct Parcel {
+  uint64_t words[kParcelWords];
+};
+const Parcel* exchange(uint32_t mask, const Parcel& parcel, const Site& site);
+
+// Memory of the running thread's own, all zero when its block begins.
+constexpr size_t kThreadStorage = 8192;
+void* thread_storage();
+
 // The block's dynamic shared memory: fresh for every block, filled with 0xff (NaN), 16-aligned.
 void* dynamic_shared_memory();
 

@@ -8,6 +8,7 @@ Every op has one file here (public function, reference in plain torch, fake) and
 from __future__ import annotations
 
 from gansparse.ops.feature_moments import feature_moments, feature_moments_reference
+from gansparse.ops.mask_update import mask_update, mask_update_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
 from gansparse.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import (
@@ -16,6 +17,12 @@ from gansparse.ops.sparse_conv2d_packing import (
     pack_sparse_conv_transpose2d,
     unpack_sparse_conv2d,
 )
+from gansparse.ops.sparse_conv2d_tiles import (
+    PackedTiles,
+    pack_tiles_conv2d,
+    pack_tiles_conv_transpose2d,
+    unpack_tiles,
+)
 from gansparse.ops.sparse_conv_transpose2d import (
     sparse_conv_transpose2d,
     sparse_conv_transpose2d_reference,
@@ -23,15 +30,21 @@ from gansparse.ops.sparse_conv_transpose2d import (
 
 __all__ = [
     "PackedConv2d",
+    "PackedTiles",
     "feature_moments",
     "feature_moments_reference",
+    "mask_update",
+    "mask_update_reference",
     "masked_adam",
     "masked_adam_reference",
     "pack_sparse_conv2d",
     "pack_sparse_conv_transpose2d",
+    "pack_tiles_conv2d",
+    "pack_tiles_conv_transpose2d",
     "sparse_conv2d",
     "sparse_conv2d_reference",
     "sparse_conv_transpose2d",
     "sparse_conv_transpose2d_reference",
     "unpack_sparse_conv2d",
+    "unpack_tiles",
 ]

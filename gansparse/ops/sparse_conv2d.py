@@ -18,13 +18,14 @@ from gansparse.ops.sparse_conv2d_packing import (
     places,
     unpack_sparse_conv2d,
 )
+from gansparse.ops.sparse_conv2d_tiles import PackedTiles, tile_places, unpack_tiles
 
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "tanh"]
 
 
 def sparse_conv2d(
     input: Tensor,  # [N, C, H, W]
-    weight: PackedConv2d,  # of [O, C, R, S]
+    weight: PackedConv2d | PackedTiles,  # of [O, C, R, S]
     bias: Tensor | None = None,  # [O]
     *,
     residual: Tensor | None = None,  # [N, O, OH, OW]
@@ -38,21 +39,25 @@ def sparse_conv2d(
             W_{o,c,r,s} \, \hat{x}_{n,\, c,\, i \cdot \text{stride} + r,\,
             j \cdot \text{stride} + s} \Bigr)
 
-    Stride and padding belong to the packed weight. What was pruned is not computed, so a NaN in the
-    input goes no further than the weights that stayed. Gradients reach `input`, `weight.values`
-    (so the mask stays), `bias`, `residual` and a `slope` that is a tensor; where one is wanted the
-    activation is torch's own, and the gradients are torch's dense ones at the places that stayed.
+    Stride and padding belong to the packed weight, and so does the device: T is float32 on the CPU,
+    the packed tiles' float16 or bfloat16 on CUDA, where sums are float32. What was pruned is not
+    computed, so a NaN in the input goes no further than the weights that stayed (on CUDA: than
+    their blocks). Gradients reach `input`, `weight.values` (so the mask stays: on CUDA a packed
+    value that is 0 gets none), `bias`, `residual` and a `slope` that is a tensor; where one is
+    wanted the activation is torch's own, and the gradients are torch's dense ones at the places
+    that stayed. The CUDA kernel has been checked without a GPU only, and not yet been timed.
 
     Args:
-        input: [N, C, H, W] float32 on the CPU. Contiguous is fastest; anything else is copied.
-        weight: from `pack_sparse_conv2d`.
-        bias: [O] float32.
-        residual: [N, O, OH, OW] float32, added before the activation.
+        input: [N, C, H, W] T. On the CPU contiguous is fastest, on CUDA channels_last; anything
+            else is copied.
+        weight: from `pack_sparse_conv2d`; on CUDA from `pack_tiles_conv2d`.
+        bias: [O], computed with in float32.
+        residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
 
     Returns:
-        [N, O, OH, OW] float32, contiguous.
+        [N, O, OH, OW] T, contiguous, on CUDA channels_last.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -69,7 +74,7 @@ def sparse_conv2d(
 
 def sparse_conv2d_reference(
     input: Tensor,
-    weight: PackedConv2d,
+    weight: PackedConv2d | PackedTiles,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,
@@ -79,7 +84,7 @@ def sparse_conv2d_reference(
     """The same in plain torch, in the dtype of its arguments: to be read, not to be fast."""
     g = weight.geometry
     padded = F.pad(input, _margins(input, g), ("constant", "reflect", "replicate")[g.padding])
-    dense = unpack_sparse_conv2d(weight).to(input.dtype)
+    dense = _unpack(weight).to(input.dtype)
     z = F.pixel_shuffle(F.conv2d(padded, dense, stride=g.stride), g.upscale)
     high, wide = g.output_size(*input.shape[2:])
     z = z[:, :, :high, :wide]
@@ -92,7 +97,7 @@ def sparse_conv2d_reference(
 
 def _convolve(
     input: Tensor,
-    weight: PackedConv2d,
+    weight: PackedConv2d | PackedTiles,
     bias: Tensor | None,
     residual: Tensor | None,
     activation: str,
@@ -100,6 +105,10 @@ def _convolve(
 ) -> Tensor:
     """Both ops; with gradients, all but the convolution and its bias is torch's."""
     op = torch.ops.gansparse.sparse_conv2d
+    if isinstance(weight, PackedTiles):
+        op = torch.ops.gansparse.sparse_conv2d_tiles
+        bias = None if bias is None else bias.float()
+        slope = slope.float() if isinstance(slope, Tensor) else slope
     *tensors, g = weight
     slopes = slope if isinstance(slope, Tensor) else None
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
@@ -123,7 +132,13 @@ def _activate(z: Tensor, activation: str, slope: float | Tensor) -> Tensor:
         return z.tanh()
     if activation == "none":
         return z
-    return F.prelu(z, slope) if isinstance(slope, Tensor) else F.leaky_relu(z, float(slope))
+    if isinstance(slope, Tensor):
+        return F.prelu(z, slope.to(z.dtype))
+    return F.leaky_relu(z, float(slope))
+
+
+def _unpack(weight: PackedConv2d | PackedTiles) -> Tensor:
+    return unpack_tiles(weight) if isinstance(weight, PackedTiles) else unpack_sparse_conv2d(weight)
 
 
 def _margins(input: Tensor, g: ConvGeometry) -> list[int]:
@@ -142,6 +157,9 @@ def _margins(input: Tensor, g: ConvGeometry) -> list[int]:
 # no type for either.
 _SCHEMA = """sparse_conv2d(
     Tensor input, Tensor values, Tensor offsets, Tensor starts, Tensor rows, int[] geometry,
+    Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
+_TILES_SCHEMA = """sparse_conv2d_tiles(
+    Tensor input, Tensor values, Tensor metadata, Tensor places, Tensor starts, int[] geometry,
     Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
 
 
@@ -181,6 +199,44 @@ def _fake(input: Tensor, *arguments: Any) -> Tensor:
     return output
 
 
+def _channels_last(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or tensor.dim() != 4:
+        return tensor  # the core tells what is wrong
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _tiles_output(input: Tensor, geometry: list[int]) -> Tensor:
+    shape = _output(input.to("meta"), geometry).shape
+    lies = torch.channels_last if len(shape) == 4 else torch.contiguous_format
+    return torch.empty(shape, dtype=input.dtype, device=input.device, memory_format=lies)
+
+
+def _run_tiles(input: Tensor, *arguments: Any) -> Tensor:
+    values, metadata, places, starts, geometry, bias, residual, activation, slope, slopes = (
+        arguments
+    )
+    output = _tiles_output(input, geometry)
+    _C.sparse_conv2d_tiles(
+        _channels_last(input), values, metadata, places, starts, geometry, bias,
+        _channels_last(residual), activation, slope if slopes is None else slopes, output,
+        current_stream(input),
+    )  # fmt: skip
+    return output
+
+
+def _fake_tiles(input: Tensor, *arguments: Any) -> Tensor:
+    values, metadata, places, starts, geometry, bias, residual, activation, slope, slopes = (
+        arguments
+    )
+    output = _tiles_output(input, geometry)
+    _C.sparse_conv2d_tiles(
+        describe(_channels_last(input)), describe(values), describe(metadata), describe(places),
+        describe(starts), geometry, describe(bias), describe(_channels_last(residual)), activation,
+        slope if slopes is None else describe(slopes), describe(output),
+    )  # fmt: skip
+    return output
+
+
 def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, *tensors, geometry, bias, residual, activation, _, _ = inputs
     ctx.save_for_backward(input, *tensors)
@@ -192,26 +248,33 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """Of a dense convolution, at the places that stayed; padding is zero."""
     if ctx.fused or ctx.geometry[ConvGeometry._fields.index("padding")]:
         raise NotImplementedError("call gansparse.ops.sparse_conv2d, which has these gradients")
-    input, values, offsets, starts, rows = ctx.saved_tensors
+    input, values, one, two, three = ctx.saved_tensors
     g = ConvGeometry(*ctx.geometry)
-    weight = PackedConv2d(values, offsets, starts, rows, g)
+    weight: PackedConv2d | PackedTiles = PackedConv2d(values, one, two, three, g)
+    if values.dim() == 5:
+        weight = PackedTiles(values, one, two, three, g)
     margins = _margins(input, g)
     padded = F.pad(input, margins)
     high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
     phases = F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
     wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
     grad_padded, grad_dense, _ = torch.ops.aten.convolution_backward(
-        F.pixel_unshuffle(phases, g.upscale), padded, unpack_sparse_conv2d(weight), None,
+        F.pixel_unshuffle(phases, g.upscale), padded, _unpack(weight), None,
         [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, wanted,
     )  # fmt: skip
     grad_input = F.pad(grad_padded, [-m for m in margins]) if wanted[0] else None
     grad_values = None
-    if wanted[1]:
+    if wanted[1] and isinstance(weight, PackedTiles):
+        matrix = F.pad(packed_rows(grad_dense, g), (0, 0, 0, 0, 0, -g.in_channels % g.block))
+        grad_values = matrix.flatten()[tile_places(weight)] * (weight.values != 0)
+    elif wanted[1] and isinstance(weight, PackedConv2d):
         grad_values = packed_rows(grad_dense, g).flatten()[places(weight)]
-    grad_bias = grad.sum((0, 2, 3)) if ctx.biased else None
+    grad_bias = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.biased else None
     grad_residual = grad if ctx.added else None
     return grad_input, grad_values, *[None] * 4, grad_bias, grad_residual, *[None] * 3
 
 
 define(_SCHEMA, _run, _fake)
 define_gradient("sparse_conv2d", _gradients, _save)
+define(_TILES_SCHEMA, _run_tiles, _fake_tiles)
+define_gradient("sparse_conv2d_tiles", _gradients, _save)

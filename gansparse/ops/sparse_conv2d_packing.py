@@ -112,15 +112,8 @@ def pack_sparse_conv2d(
         >>> packed.values.flatten().tolist(), packed.rows.tolist()
         ([1.0, 1.0, 1.0, 1.0], [0, 1, 2, 3])
     """
-    kept = _check(weight, mask, vector_size, stride, padding_mode)
-    out, channels, taps_h, taps_w = weight.shape
-    pad_h, pad_w = _pair(padding)
-    geometry = ConvGeometry(
-        out, channels, taps_h, taps_w, stride, 1, pad_h, pad_w,
-        2 * pad_h - taps_h + stride, 2 * pad_w - taps_w + stride,
-        get_args(PaddingMode).index(padding_mode), 4, vector_size, 1,
-    )  # fmt: skip
-    return _pack(weight, kept, _fit(geometry, size))
+    layer = conv2d_layer(weight, stride, padding, padding_mode, mask, vector_size=vector_size)
+    return _pack(layer.weight, layer.kept, _fit(layer.geometry, size))
 
 
 def pack_sparse_conv_transpose2d(
@@ -159,6 +152,78 @@ def pack_sparse_conv_transpose2d(
         >>> packed.geometry.upscale, packed.geometry.taps_h, len(packed.values)
         (2, 3, 16)
     """
+    layer = conv_transpose2d_layer(
+        weight, stride, padding, output_padding, mask, vector_size=vector_size
+    )
+    return _pack(layer.weight, layer.kept, _fit(layer.geometry, size))
+
+
+def unpack_sparse_conv2d(weight: PackedConv2d) -> Tensor:
+    """The dense weight of a packed convolution.
+
+    Args:
+        weight: from `pack_sparse_conv2d`, or from `pack_sparse_conv_transpose2d`.
+
+    Returns:
+        [upscale² · O, C, R, S]: of a convolution of stride 1 or 2, to be followed by a pixel
+        shuffle where upscale is 2.
+
+    Example:
+        >>> weight = torch.tensor([[[[0.0, 2.0], [3.0, 0.0]]]])
+        >>> torch.equal(unpack_sparse_conv2d(pack_sparse_conv2d(weight)), weight)
+        True
+    """
+    g = weight.geometry
+    matrix = weight.values.new_zeros(g.matrix_rows * g.in_channels * g.taps_h * g.taps_w)
+    matrix = matrix.index_put((places(weight),), weight.values)
+    return shuffled_rows(matrix.view(-1, g.in_channels, g.taps_h, g.taps_w), g)
+
+
+class Layer(NamedTuple):
+    """A convolution, or a transposed one written as one, before it is packed.
+
+    Args:
+        weight: [upscale² · O, C, R, S] float32.
+        kept: which weights stay, bool.
+        geometry: with the largest patch and the smallest block.
+    """
+
+    weight: Tensor
+    kept: Tensor
+    geometry: ConvGeometry
+
+
+def conv2d_layer(
+    weight: Tensor,  # [O, C, R, S]
+    stride: int,
+    padding: int | Pair,
+    padding_mode: PaddingMode,
+    mask: Tensor | None,
+    *,
+    vector_size: int,
+) -> Layer:
+    """Check a convolution and describe it; arguments as of `pack_sparse_conv2d`."""
+    kept = _check(weight, mask, vector_size, stride, padding_mode)
+    out, channels, taps_h, taps_w = weight.shape
+    pad_h, pad_w = _pair(padding)
+    geometry = ConvGeometry(
+        out, channels, taps_h, taps_w, stride, 1, pad_h, pad_w,
+        2 * pad_h - taps_h + stride, 2 * pad_w - taps_w + stride,
+        get_args(PaddingMode).index(padding_mode), 4, vector_size, 1,
+    )  # fmt: skip
+    return Layer(weight, kept, geometry)
+
+
+def conv_transpose2d_layer(
+    weight: Tensor,  # [C, O, R, S]
+    stride: int,
+    padding: int | Pair,
+    output_padding: int | Pair,
+    mask: Tensor | None,
+    *,
+    vector_size: int,
+) -> Layer:
+    """Write a transposed convolution as a convolution; see `pack_sparse_conv_transpose2d`."""
     kept = _check(weight, mask, vector_size, stride, "zeros")
     channels, out, taps_h, taps_w = weight.shape
     (pad_h, pad_w), (extra_h, extra_w) = _pair(padding), _pair(output_padding)
@@ -180,28 +245,7 @@ def pack_sparse_conv_transpose2d(
         taps_h - stride - 2 * pad_h + extra_h, taps_w - stride - 2 * pad_w + extra_w,
         0, 4, vector_size, 1,
     )  # fmt: skip
-    return _pack(windowed, window_kept, _fit(geometry, size))
-
-
-def unpack_sparse_conv2d(weight: PackedConv2d) -> Tensor:
-    """The dense weight of a packed convolution.
-
-    Args:
-        weight: from `pack_sparse_conv2d`, or from `pack_sparse_conv_transpose2d`.
-
-    Returns:
-        [upscale² · O, C, R, S]: of a convolution of stride 1 or 2, to be followed by a pixel
-        shuffle where upscale is 2.
-
-    Example:
-        >>> weight = torch.tensor([[[[0.0, 2.0], [3.0, 0.0]]]])
-        >>> torch.equal(unpack_sparse_conv2d(pack_sparse_conv2d(weight)), weight)
-        True
-    """
-    g = weight.geometry
-    matrix = weight.values.new_zeros(g.matrix_rows * g.in_channels * g.taps_h * g.taps_w)
-    matrix = matrix.index_put((places(weight),), weight.values)
-    return _shuffled_rows(matrix.view(-1, g.in_channels, g.taps_h, g.taps_w), g)
+    return Layer(windowed, window_kept, geometry)
 
 
 def places(weight: PackedConv2d) -> Tensor:
@@ -226,14 +270,14 @@ def places(weight: PackedConv2d) -> Tensor:
     return of_weight[:, None] + torch.arange(g.vector, device=device) * (g.in_channels * taps)
 
 
-def _shuffled_rows(matrix: Tensor, g: ConvGeometry) -> Tensor:
+def shuffled_rows(matrix: Tensor, g: ConvGeometry) -> Tensor:
     """Rows from [O / V][phase][V], filled up, to [O][phase], as a pixel shuffle wants them."""
     rows = matrix.view(-1, g.upscale**2, g.vector, *matrix.shape[1:]).transpose(1, 2)
     return rows.flatten(0, 1)[: g.out_channels].flatten(0, 1)
 
 
 def packed_rows(matrix: Tensor, g: ConvGeometry) -> Tensor:
-    """The reverse of `_shuffled_rows`: [M / V, V, ...]."""
+    """The reverse of `shuffled_rows`: [M / V, V, ...]."""
     rows = matrix.view(g.out_channels, g.upscale**2, *matrix.shape[1:])
     missing = g.matrix_rows // g.upscale**2 - g.out_channels
     rows = torch.cat([rows, rows.new_zeros(missing, *rows.shape[1:])])

@@ -8,11 +8,12 @@ from torch import Tensor
 
 from gansparse.ops.sparse_conv2d import Activation, _convolve, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import PackedConv2d
+from gansparse.ops.sparse_conv2d_tiles import PackedTiles
 
 
 def sparse_conv_transpose2d(
     input: Tensor,  # [N, C, H, W]
-    weight: PackedConv2d,  # of [C, O, R, S]
+    weight: PackedConv2d | PackedTiles,  # of [C, O, R, S]
     bias: Tensor | None = None,  # [O]
     *,
     residual: Tensor | None = None,  # [N, O, OH, OW]
@@ -31,15 +32,15 @@ def sparse_conv_transpose2d(
     the input (Shi et al. 2016 call it sub-pixel convolution).
 
     Args:
-        input: [N, C, H, W] float32 on the CPU. Contiguous is fastest; anything else is copied.
-        weight: from `pack_sparse_conv_transpose2d`.
-        bias: [O] float32.
-        residual: [N, O, OH, OW] float32, added before the activation.
+        input: [N, C, H, W] T, as for `sparse_conv2d`.
+        weight: from `pack_sparse_conv_transpose2d`; on CUDA from `pack_tiles_conv_transpose2d`.
+        bias: [O], computed with in float32.
+        residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
 
     Returns:
-        [N, O, OH, OW] float32, contiguous.
+        [N, O, OH, OW] T, contiguous, on CUDA channels_last.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -57,7 +58,7 @@ def sparse_conv_transpose2d(
 
 def sparse_conv_transpose2d_reference(
     input: Tensor,
-    weight: PackedConv2d,
+    weight: PackedConv2d | PackedTiles,
     bias: Tensor | None = None,
     *,
     residual: Tensor | None = None,

@@ -6,7 +6,9 @@
 #include <string>
 #include <vector>
 
+#include "common/async_copy.cuh"
 #include "common/reduce.cuh"
+#include "common/tensor_core.cuh"
 #include "common/vec.cuh"
 
 using namespace gansparse;
@@ -136,6 +138,49 @@ __global__ void different_warp_operations(const float* in, float* out) {
   out[threadIdx.x] = value;
 }
 
+// A thread's wait is about its own copies only.
+template <bool kSound>
+__global__ void missing_barrier_after_copies(const float* in, float* out) {
+  float* tile = static_cast<float*>(dynamic_shared());
+  const int t = threadIdx.x;
+  if (t % 4 == 0) copy_async(tile + t, in + t, true);
+  commit_copies();
+  wait_copies<0>();
+  if (kSound) __syncthreads();
+  out[t] = tile[kThreads - 1 - t];
+}
+
+// The buffer is asked for again while others may still read it.
+template <bool kSound>
+__global__ void copies_asked_for_too_early(const float* in, float* out) {
+  float* tile = static_cast<float*>(dynamic_shared());
+  const int t = threadIdx.x;
+  if (t % 4 == 0) copy_async(tile + t, in + t, true);
+  commit_copies();
+  wait_copies<0>();
+  __syncthreads();
+  out[t] = tile[kThreads - 1 - t];
+  if (kSound) __syncthreads();
+  if (t % 4 == 0) copy_async(tile + t, in + t, true);
+  commit_copies();
+}
+
+template <bool kSound>
+__global__ void misaligned_matrix(const float* in, float* out) {
+  uint32_t four[4];
+  load_matrices(four, in + (kSound ? 0 : 1));
+  out[threadIdx.x] = static_cast<float>(four[0]);
+}
+
+template <bool kSound>
+__global__ void metadata_falls(float* out) {
+  float c[4] = {};
+  const uint32_t a[4] = {};
+  const uint32_t b[4] = {};
+  multiply_sparse<Half, 0>(c, a, b, kSound ? 0x44444444u : 0x11111111u);
+  out[threadIdx.x] = c[0];
+}
+
 __global__ void reductions(const float* in, float* out) {
   out[threadIdx.x] = block_sum<kThreads>(in[threadIdx.x]) + warp_sum(1.0f);
 }
@@ -166,6 +211,10 @@ bool run(const std::string& name, uint64_t seed) {
   if (name == "shuffle_in_a_branch") return go([=] { shuffle_in_a_branch<kSound>(i, o); });
   if (name == "shuffle_outside_its_mask") return go([=] { shuffle_outside_its_mask<kSound>(i, o); });
   if (name == "different_warp_operations") return go([=] { different_warp_operations<kSound>(i, o); });
+  if (name == "missing_barrier_after_copies") return go([=] { missing_barrier_after_copies<kSound>(i, o); });
+  if (name == "copies_asked_for_too_early") return go([=] { copies_asked_for_too_early<kSound>(i, o); });
+  if (name == "misaligned_matrix") return go([=] { misaligned_matrix<kSound>(i, o); });
+  if (name == "metadata_falls") return go([=] { metadata_falls<kSound>(o); });
   // clang-format on
   if (name == "reductions") {
     go([=] { reductions(i, o); });

@@ -32,6 +32,10 @@ FAULTS = {
     ),
     "shuffle_outside_its_mask": ("plain", "reads from a lane outside its mask at "),
     "different_warp_operations": ("plain", "lanes of one mask call different operations"),
+    "missing_barrier_after_copies": ("thread", "data race"),
+    "copies_asked_for_too_early": ("thread", "data race"),
+    "misaligned_matrix": ("plain", ""),
+    "metadata_falls": ("plain", "metadata does not rise"),
 }
 KERNEL_ERROR = 3
 TRAP = -4  # SIGILL
@@ -59,8 +63,9 @@ def test_lets_sound_kernels_be(kernel: str, variant: str, programs: Path) -> Non
         assert done.returncode == 0, done.stdout + done.stderr
 
 
-def test_language(variant: str, programs: Path) -> None:
-    program = building.build("language_driver", variant, programs)
+@pytest.mark.parametrize("driver", ["language_driver", "tensor_core_driver"])
+def test_language(driver: str, variant: str, programs: Path) -> None:
+    program = building.build(driver, variant, programs)
     for seed in ("0", "1", "2"):
         done = building.run(program, variant, seed)
         assert done.returncode == 0, done.stdout + done.stderr

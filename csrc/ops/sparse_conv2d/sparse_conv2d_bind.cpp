@@ -9,6 +9,7 @@
 #include "common/python_args.h"
 #include "ops/rooms.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
+#include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
 
 namespace py = pybind11;
 
@@ -19,6 +20,9 @@ using sparse_conv2d::Activation;
 using sparse_conv2d::Geometry;
 using sparse_conv2d::Padding;
 using sparse_conv2d::Problem;
+using sparse_conv2d::TileActivation;
+using sparse_conv2d::TileProblem;
+using sparse_conv2d::TileType;
 
 const Check check("sparse_conv2d");
 
@@ -28,16 +32,37 @@ std::string text(const std::vector<int64_t>& numbers) {
   return out + "]";
 }
 
-// float32 of a shape, beside the input, without gaps.
-void check_array(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
-                 const char* name) {
+// Of a dtype and shape, beside the input.
+void check_shape(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
+                 const char* name, Device device) {
   bool fits = view.dtype == dtype && view.ndim == static_cast<int>(shape.size());
   for (size_t i = 0; fits && i < shape.size(); ++i) fits = view.shape[i] == shape[i];
-  if (!fits || view.device.is_cuda()) {
-    refuse(check.op(), name, std::string("be ") + name_of(dtype) + " " + text(shape) + " on cpu",
+  if (!fits || view.device != device) {
+    refuse(check.op(), name,
+           std::string("be ") + name_of(dtype) + " " + text(shape) + " on " + device.name(),
            view.text());
   }
+}
+
+// The same, without gaps.
+void check_array(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
+                 const char* name, Device device = {}) {
+  check_shape(view, dtype, shape, name, device);
   check.contiguous(view, name);
+}
+
+// [N, C, H, W] that lies as [N, H, W, C], from a multiple of 16 bytes on.
+void check_channels_last(const TensorView& view, const char* name) {
+  int64_t expected = 1;
+  bool fits = true;
+  for (const int i : {1, 3, 2, 0}) {
+    fits = fits && (view.shape[i] == 1 || view.strides[i] == expected);
+    expected *= view.shape[i];
+  }
+  if (!fits && view.numel() > 0) refuse(check.op(), name, "be channels_last", view.text());
+  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
+    refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
+  }
 }
 
 Geometry check_geometry(const std::vector<int64_t>& numbers) {
@@ -107,6 +132,27 @@ Activation check_activation(const std::string& name) {
   refuse(check.op(), "activation", "be none, relu, leaky_relu, prelu or tanh", name);
 }
 
+// From the geometry and the input [N, C, H, W]: every size of a Problem or TileProblem.
+template <class P>
+void set_output_size(const TensorView& x, P* problem) {
+  P& p = *problem;
+  const Geometry& g = p.g;
+  p.batch = x.shape[0], p.height = x.shape[2], p.width = x.shape[3];
+  const auto fits = [&](int64_t size, int64_t taps, int64_t pad, int64_t out) {
+    // The last output's taps must begin inside the padded input; and a mirror needs its pixels.
+    const bool mirrored = g.padding != Padding::kReflect || pad < size;
+    return size >= 1 && out >= 1 && mirrored && (g.upscale == 2 || taps <= size + 2 * pad);
+  };
+  p.out_height = (p.height * g.upscale + g.growth_h) / g.stride;
+  p.out_width = (p.width * g.upscale + g.growth_w) / g.stride;
+  check.that(fits(p.height, g.taps_h, g.pad_h, p.out_height) &&
+                 fits(p.width, g.taps_w, g.pad_w, p.out_width),
+             "input",
+             "be at least as large as the kernel, padding included, and larger than a "
+             "reflected padding",
+             x.text());
+}
+
 void convolve(const py::object& input, const py::object& values, const py::object& offsets,
               const py::object& starts, const py::object& rows,
               const std::vector<int64_t>& geometry, const py::object& bias,
@@ -132,20 +178,7 @@ void convolve(const py::object& input, const py::object& values, const py::objec
            x.text());
   }
   check.contiguous(x, "input");
-  p.batch = x.shape[0], p.height = x.shape[2], p.width = x.shape[3];
-  const auto fits = [&](int64_t size, int64_t taps, int64_t pad, int64_t out) {
-    // The last output's taps must begin inside the padded input; and a mirror needs its pixels.
-    const bool mirrored = g.padding != Padding::kReflect || pad < size;
-    return size >= 1 && out >= 1 && mirrored && (g.upscale == 2 || taps <= size + 2 * pad);
-  };
-  p.out_height = (p.height * g.upscale + g.growth_h) / g.stride;
-  p.out_width = (p.width * g.upscale + g.growth_w) / g.stride;
-  check.that(fits(p.height, g.taps_h, g.pad_h, p.out_height) &&
-                 fits(p.width, g.taps_w, g.pad_w, p.out_width),
-             "input",
-             "be at least as large as the kernel, padding included, and larger than a "
-             "reflected padding",
-             x.text());
+  set_output_size(x, &p);
   p.weights = offset_view.ndim == 1 ? offset_view.shape[0] : -1;
   check_array(offset_view, DType::kInt16, {p.weights}, "weight.offsets");
   check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values");
@@ -185,17 +218,138 @@ void convolve(const py::object& input, const py::object& values, const py::objec
   sparse_conv2d::run_cpu(p);
 }
 
+// ---- Tiles, on CUDA -----------------------------------------------------------------------------
+
+TileActivation check_tile_activation(const std::string& name) {
+  if (name == "tanh") return TileActivation::kTanh;
+  switch (check_activation(name)) {
+    case Activation::kRelu:
+      return TileActivation::kRelu;
+    case Activation::kLeaky:
+      return TileActivation::kLeaky;
+    default:
+      return TileActivation::kNone;
+  }
+}
+
+Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_four) {
+  const Geometry g = check_geometry(numbers);
+  const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
+    check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
+  };
+  that(g.in_channels % 8 == 0, "in_channels", "be a multiple of 8 on CUDA", g.in_channels);
+  that(std::max(g.taps_h, g.taps_w) <= sparse_conv2d::kMostTileTaps, "taps",
+       "be at most 9 x 9 on CUDA", std::max(g.taps_h, g.taps_w));
+  that(g.block == sparse_conv2d::kStepChannels, "block", "be 32 on CUDA", g.block);
+  that(g.vector == 32 || g.vector == (two_of_four ? 64 : 16), "vector",
+       two_of_four ? "be 32 or 64 for 2:4" : "be 16 or 32 for block", g.vector);
+  return g;
+}
+
+void convolve_tiles(const py::object& input, const py::object& values, const py::object& metadata,
+                    const py::object& places, const py::object& starts,
+                    const std::vector<int64_t>& geometry, const py::object& bias,
+                    const py::object& residual, const std::string& activation,
+                    const py::object& slope, const py::object& output, uintptr_t stream) {
+  // ---- Take the views and check them ------------------------------------------------------------
+  const char* op = check.op();
+  const TensorView x = view_of(input, op, "input");
+  const TensorView value_view = view_of(values, op, "weight.values");
+  const TensorView metadata_view = view_of(metadata, op, "weight.metadata");
+  const TensorView place_view = view_of(places, op, "weight.places");
+  const TensorView start_view = view_of(starts, op, "weight.starts");
+  const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
+  const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
+  const TensorView y = view_of(output, op, "output");
+
+  TileProblem p{};
+  p.two_of_four = value_view.ndim == 5 && value_view.shape[2] == 1;
+  p.g = check_tile_geometry(geometry, p.two_of_four);
+  const Geometry& g = p.g;
+  const DType dtype = value_view.dtype;
+  check.that(dtype == DType::kFloat16 || dtype == DType::kBFloat16, "weight.values",
+             "be float16 or bfloat16", value_view.text());
+  if (x.dtype != dtype || x.ndim != 4 || x.shape[1] != g.in_channels || !x.device.is_cuda()) {
+    refuse(op, "input",
+           std::string("be ") + name_of(dtype) + " [N, " + std::to_string(g.in_channels) +
+               ", H, W] on cuda",
+           x.text());
+  }
+  check_channels_last(x, "input");
+  set_output_size(x, &p);
+  const Device device = x.device;
+  check.that(p.batch * p.height * p.width <= INT32_MAX, "input", "have at most 2^31 pixels",
+             x.text());
+  p.steps = place_view.ndim == 2 ? place_view.shape[0] : -1;
+  check_array(place_view, DType::kInt16, {p.steps, 4}, "weight.places", device);
+  check_array(value_view, dtype, {p.steps, g.vector / 16, p.two_of_four ? 1 : 2, 32, 8},
+              "weight.values", device);
+  check_array(
+      metadata_view, DType::kInt32,
+      p.two_of_four ? std::vector<int64_t>{p.steps, g.vector / 32, 32} : std::vector<int64_t>{0},
+      "weight.metadata", device);
+  const int64_t tiles = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  const int64_t chunks = (g.in_channels + g.block - 1) / g.block;
+  check_array(start_view, DType::kInt32, {tiles * chunks + 1}, "weight.starts", device);
+  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias", device);
+  const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
+  if (residual_view) {
+    check_shape(*residual_view, dtype, out_shape, "residual", device);
+    check_channels_last(*residual_view, "residual");
+  }
+  check_shape(y, dtype, out_shape, "output", device);
+  check_channels_last(y, "output");
+  p.activation = check_tile_activation(activation);
+  if (PyFloat_Check(slope.ptr())) {
+    p.slope = slope.cast<float>();
+  } else {
+    const TensorView slope_view = view_of(slope, op, "slope");
+    const bool one = slope_view.numel() == 1;
+    check_array(slope_view, DType::kFloat32, {one ? 1 : g.out_channels}, "slope", device);
+    p.slopes = slope_view.as<const float>();
+    p.slope_step = one ? 0 : 1;
+  }
+  if (x.described || y.numel() == 0) return;
+
+  // ---- Convolve ---------------------------------------------------------------------------------
+  p.input = x.data;
+  p.values = value_view.data;
+  p.metadata = metadata_view.as<const uint32_t>();
+  p.places = place_view.as<const int16_t>();
+  p.starts = start_view.as<const int32_t>();
+  p.bias = bias_view ? bias_view->as<const float>() : nullptr;
+  p.residual = residual_view ? residual_view->data : nullptr;
+  p.output = y.data;
+  const py::gil_scoped_release released;
+#ifdef GANSPARSE_WITH_CUDA
+  sparse_conv2d::run_cuda(p, dtype == DType::kFloat16 ? TileType::kFloat16 : TileType::kBFloat16,
+                          device.index, stream);
+#else
+  (void)stream;
+  throw DeviceError(
+      "sparse_conv2d: this gansparse was built without CUDA; install it where nvcc is found, or "
+      "pack the weight for the CPU");
+#endif
+}
+
 }  // namespace
 
 std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
   module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
              py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"));
+  module.def("sparse_conv2d_tiles", &convolve_tiles, py::arg("input"), py::arg("values"),
+             py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
+             py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),
+             py::arg("output"), py::arg("stream") = uintptr_t{0});
   return {
       "plain",
 #ifdef GANSPARSE_WITH_X86
       "avx2",
       "avx512",
+#endif
+#ifdef GANSPARSE_WITH_CUDA
+      "cuda",
 #endif
   };
 }

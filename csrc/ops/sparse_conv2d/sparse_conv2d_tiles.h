@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: Apache-2.0
+// sparse_conv2d on CUDA: an implicit matrix product on tensor cores that walks only the tiles of
+// the weight that hold something. Equation: sparse_conv2d.h. Arrays in channels_last.
+//
+//   matrix rows (output channels and phases, V a tile: 16, 32 or 64)
+//        x  steps of 32 products (four blocks of 8 input channels at a tap; those that are kept)
+//        x  pixels (128 a block: 2^ln pictures x 2^ly rows x 2^lx columns of the output grid)
+//
+// Two patterns, which combine:
+//   2:4     of each four neighbouring input channels at a tap an output channel keeps at most two:
+//           sparse tensor cores do a step in half the time; V is 32 or 64
+//   block   V output channels x 8 input channels at a tap are kept or not, and what is not is not
+//           done; V is 16 or 32 (with 2:4: 32 or 64)
+//
+// | array      | shape                       | dtype                                  | role |
+// |------------|-----------------------------|----------------------------------------|------------|
+// | input      | [N, C, H, W]                | T: float16 or bfloat16, channels_last  | read | |
+// values     | [K, V / 16, F, 32, 8]       | T; F = 1 for 2:4, 2 for block          | read       |
+// | metadata   | [K, V / 32, 32]; block: [0] | int32                                  | read | |
+// places     | [K, 4]                      | int16: 4 (r · S + s) + part            | read       |
+// | starts     | [L + 1]                     | int32                                  | read | |
+// geometry   | 14 numbers                  | as in sparse_conv2d.h; block is 32     |            |
+// | bias       | [O], or None                | float32                                | read | |
+// residual   | [N, O, OH, OW], or None     | T, channels_last                       | read       |
+// | activation | name                        | none, relu, leaky_relu, prelu or tanh  | | | slope
+// | number; prelu: [1], [O]     | float32                                | read       | | output |
+// [N, O, OH, OW]              | T, channels_last                       | written    |
+//
+// C is a multiple of 8; kernels have up to 9 x 9 taps. Matrix rows are ordered [O / V][phase][V].
+// List l = (tile of rows) · ⌈C / 32⌉ + (32 channels) has the steps [starts[l], starts[l + 1]).
+// places[k, q] says which block the products 8 q … 8 q + 7 of step k are: the tap, and which 8 of
+// the list's 32 channels; a list's last step may be filled up with zeros. A step's values lie as
+// the lanes of a warp hold them (common/tensor_core.cuh): value [k, i, f, lane, 2 r + e] is row
+// 16 i + lane / 4 + 8 (r % 2), column 2 (lane % 4) + 8 (r / 2) + e of the 16 x 16 matrix f of rows
+// 16 i …: of the two of each four products that are kept (2:4), or of products 16 f … (block).
+// metadata[k, i, lane] is for rows 32 i …: lanes 0, 1 of four for the first 16.
+// A weight that was pruned inside of a kept block counts as 0: there 0 · NaN is NaN. Lists that are
+// out of range give wrong sums and nothing worse.
+//
+// How: a block keeps of 32 channels the input pixels that its 128 output pixels meet, halo
+// included, in shared memory, two to four such buffers in turn (cp.async). All taps of these
+// channels read the same buffer, each from another place, so for 3 x 3 a pixel comes from the
+// second cache 1.4 times and not 9. Weights never see shared memory: a step's 16 bytes a lane come
+// straight from global memory, one step ahead.
+//
+// Cost, for two tiles of V rows, 128 pixels and one step (docs/cuda.md has the tables):
+//   multiply-adds  2 V · 128 · 32, of which sparse tensor cores do half
+//   weights        2 V · 32 · 2 bytes (2:4: half, and 2 V · 4 of metadata), from the second cache
+//   input          (pixels of the halo) · 64 bytes / (steps of 32 channels)
+//   shared memory  4 warps · 64 pixels · 64 bytes read: 16 KB, 128 cycles of a multiprocessor
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+
+#include "common/host_device.h"
+#include "ops/sparse_conv2d/sparse_conv2d.h"
+
+namespace gansparse::sparse_conv2d {
+
+constexpr int kStepChannels = 32;
+constexpr int64_t kMostTileTaps = 9;
+
+enum class TileActivation : int32_t { kNone, kRelu, kLeaky, kTanh };
+enum class TileType { kFloat16, kBFloat16 };
+
+struct TileProblem {
+  Geometry g;
+  int64_t batch, height, width;   // N, H, W
+  int64_t out_height, out_width;  // OH, OW
+  int64_t steps;                  // K
+  const void* input;              // [N, H, W, C]
+  const void* values;             // [K, V / 16, F, 32, 8]
+  bool two_of_four;               // or block
+  const uint32_t* metadata;       // [K, V / 32, 32]; not read for block
+  const int16_t* places;          // [K, 4]
+  const int32_t* starts;          // [L + 1]
+  const float* bias;              // [O], or null
+  const void* residual;           // [N, OH, OW, O], or null
+  const float* slopes;            // [1] or [O], or null: slope
+  int64_t slope_step;             // 0 or 1
+  float slope;
+  TileActivation activation;
+  void* output;  // [N, OH, OW, O]
+};
+
+// How a block's 128 pixels lie, and what they need of the input.
+struct TilePlan {
+  int log_n, log_y, log_x;        // pictures, rows, columns of a block: 2^ of these
+  int halo_rows;                  // of input, for the block's rows
+  int half;                       // columns of input of one parity (stride 2), or all (stride 1)
+  int pitch;                      // positions a row: stride · half
+  int positions;                  // 2^log_n · halo_rows · pitch: of a buffer
+  int buffers;                    // 2 to 4
+  int chunks;                     // ⌈C / 32⌉
+  int row_tiles;                  // M / V
+  int row_warps;                  // row tiles of a block: 2 or 4
+  int row_blocks;                 // ⌈row_tiles / row_warps⌉
+  int tiles_n, tiles_y, tiles_x;  // their product times row_blocks fits into an int
+  int shared_bytes;
+};
+
+constexpr int kTilePixels = 128;
+constexpr int kLogTilePixels = 7;
+constexpr int kMostBuffers = 4;
+// Of a position: 32 channels of 2 bytes, and 16 bytes more, so that the 8 pixels which
+// load_matrices reads together lie in different banks.
+constexpr int kPositionBytes = 80;
+constexpr int kMostRowWarps = 4;   // each with 64 of the pixels; as many again have the others
+constexpr int kStagedPixels = 32;  // whose sums a warp puts in order at a time
+
+// How many input pixels 2^log neighbouring output pixels need, along one dimension.
+inline int64_t halo(int64_t stride, int64_t taps, int log) {
+  return ((int64_t{1} << log) - 1) * stride + taps;
+}
+
+// Threads for which the registers of a multiprocessor are enough.
+constexpr int most_threads(int64_t vector, bool two_of_four) {
+  return vector == 16 ? 512 : vector == 32 && two_of_four ? 384 : 256;
+}
+
+inline int tile_threads(const TilePlan& plan) { return 32 * 2 * plan.row_warps; }
+
+// Of the arrangements that fit, the one with the fewest blocks, and of these the smallest halo; as
+// many buffers as let the blocks beside each other share `shared_limit`, and at least two. Where
+// none fits, shared_bytes is above the limit.
+inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
+  const Geometry& g = p.g;
+  const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+  const int64_t grid_h = parts(p.out_height, g.upscale);
+  const int64_t grid_w = parts(p.out_width, g.upscale);
+  TilePlan best{};
+  int64_t best_blocks = 0;
+  bool best_fits = false;
+  const auto tables_of = [&g](const TilePlan& t) {
+    return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
+  };
+  for (int log_n = 0; log_n <= kLogTilePixels; ++log_n) {
+    for (int log_y = 0; log_y <= kLogTilePixels - log_n; ++log_y) {
+      TilePlan t{};
+      t.log_n = log_n, t.log_y = log_y, t.log_x = kLogTilePixels - log_n - log_y;
+      t.tiles_n = static_cast<int>(parts(p.batch, int64_t{1} << log_n));
+      t.tiles_y = static_cast<int>(parts(grid_h, int64_t{1} << log_y));
+      t.tiles_x = static_cast<int>(parts(grid_w, int64_t{1} << t.log_x));
+      t.halo_rows = static_cast<int>(halo(g.stride, g.taps_h, log_y));
+      t.half = static_cast<int>(parts(halo(g.stride, g.taps_w, t.log_x), g.stride));
+      t.pitch = static_cast<int>(g.stride) * t.half;
+      t.positions = (1 << log_n) * t.halo_rows * t.pitch;
+      const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
+      // Many small pictures have much halo, which may be too much.
+      const bool fits = 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
+      const bool better =
+          blocks < best_blocks || (blocks == best_blocks && t.positions < best.positions);
+      if (best_blocks == 0 || (fits && (better || !best_fits))) {
+        best_fits = fits;
+        best = t;
+        best_blocks = blocks;
+      }
+    }
+  }
+  best.chunks = static_cast<int>(parts(g.in_channels, kStepChannels));
+  const int64_t phases = g.upscale * g.upscale;
+  best.row_tiles = static_cast<int>(parts(g.out_channels, g.vector) * phases);
+  // Few rows a tile: more tiles share the input, or fetching it takes longer than its use.
+  best.row_warps = g.vector < 64 && best.row_tiles > 2 ? kMostRowWarps : 2;
+  best.row_blocks = static_cast<int>(parts(best.row_tiles, best.row_warps));
+  const int64_t buffer = int64_t{best.positions} * kPositionBytes;
+  const int64_t tables = tables_of(best);
+  const int64_t beside = std::max(1, most_threads(g.vector, p.two_of_four) / tile_threads(best));
+  const int64_t fitting = (shared_limit / beside - tables) / buffer;
+  best.buffers = static_cast<int>(
+      std::clamp<int64_t>(std::min<int64_t>(fitting, best.chunks), 2, kMostBuffers));
+  // At the end the warps put their sums in order here.
+  const int64_t staging = int64_t{2} * best.row_warps * kStagedPixels * (g.vector + 4) * 4;
+  best.shared_bytes = static_cast<int>(std::max(best.buffers * buffer, staging) + tables);
+  return best;
+}
+
+// ---- Whole op -----------------------------------------------------------------------------------
+
+void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t stream);
+
+}  // namespace gansparse::sparse_conv2d

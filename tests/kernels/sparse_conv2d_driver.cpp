@@ -1,0 +1,85 @@
+// SPDX-License-Identifier: Apache-2.0
+// One launch of sparse_conv2d's kernel in the emulator.
+// sparse_conv2d_driver ARGUMENTS RESULTS DTYPE SEED
+//
+// Arguments: numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
+// shared memory, whether 2:4), slope (float [1]), input, values, metadata or nothing, places,
+// starts, bias or nothing, residual or nothing, slopes or nothing. Results: output, and the plan
+// (pictures, rows, columns, positions, buffers, bytes).
+#include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
+
+#include <cstdlib>
+#include <cstring>
+#include <string>
+
+#include "arguments.h"
+
+using namespace gansparse;
+using namespace gansparse::sparse_conv2d;
+
+template <class T, class C>
+void launch(const TileArguments& a, uint64_t seed) {
+  const TilePlan& t = a.t;
+  const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
+  emulator::launch(
+      {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(tile_threads(t))),
+       static_cast<size_t>(t.shared_bytes), seed},
+      [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
+}
+
+template <class T>
+void convolve(const char* from, const char* to, uint64_t seed) {
+  Arguments arguments(from);
+  const int64_t* numbers = arguments.next<int64_t>();
+  TileProblem p{};
+  std::memcpy(&p.g, numbers, sizeof p.g);
+  numbers += kGeometryNumbers;
+  p.batch = numbers[0], p.height = numbers[1], p.width = numbers[2];
+  p.out_height = numbers[3], p.out_width = numbers[4];
+  p.activation = static_cast<TileActivation>(numbers[5]);
+  p.slope_step = numbers[6];
+  const int64_t limit = numbers[7];
+  p.two_of_four = numbers[8] != 0;
+  p.slope = *arguments.next<float>();
+  p.input = arguments.next<T>();
+  p.values = arguments.next<T>();
+  p.metadata = arguments.next<uint32_t>();
+  int64_t places = 0;
+  p.places = arguments.next<int16_t>(&places);
+  p.steps = places / 4;
+  p.starts = arguments.next<int32_t>();
+  p.bias = arguments.next<float>();
+  p.residual = arguments.next<T>();
+  p.slopes = arguments.next<float>();
+
+  // Its own allocation, so that AddressSanitizer guards it; all NaN.
+  const int64_t count = p.batch * p.out_height * p.out_width * p.g.out_channels;
+  T* output = static_cast<T*>(std::malloc(static_cast<size_t>(count) * sizeof(T)));
+  std::memset(output, 0xff, static_cast<size_t>(count) * sizeof(T));
+  p.output = output;
+  const TileArguments a{p, plan_tiles(p, limit)};
+  if (p.two_of_four) {
+    p.g.vector == 32 ? launch<T, TileConfig<2, true>>(a, seed)
+                     : launch<T, TileConfig<4, true>>(a, seed);
+  } else {
+    p.g.vector == 16 ? launch<T, TileConfig<1, false>>(a, seed)
+                     : launch<T, TileConfig<2, false>>(a, seed);
+  }
+  Results results(to);
+  results.add(output, count);
+  const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y, 1 << a.t.log_x,
+                          a.t.positions,  a.t.buffers,    a.t.shared_bytes};
+  results.add(plan, 6);
+  std::free(output);
+}
+
+int main(int argc, char** argv) {
+  if (argc != 5) return 2;
+  const std::string dtype = argv[3];
+  const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
+  if (dtype == "bfloat16") convolve<BFloat16>(argv[1], argv[2], seed);
+#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // which compile slowly
+  if (dtype == "float16") convolve<Half>(argv[1], argv[2], seed);
+#endif
+  return 0;
+}

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The CUDA kernel of sparse_conv2d, run by the emulator on what the real packing makes.
+
+Truth is torch's dense convolution of the masked weight in float64, which knows nothing of tiles.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from pathlib import Path
+from typing import Any
+
+import building
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gansparse.testing import close
+from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
+
+ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2, "tanh": 3}
+H100_SHARED = 227 << 10
+names = {"ids": lambda sample: sample.name}
+
+
+def record(tensor: Tensor | None) -> np.ndarray | None:
+    """The bytes, pictures as [N, H, W, C]."""
+    if tensor is None or tensor.numel() == 0:
+        return None
+    if tensor.dim() == 4 and tensor.shape[1] > 0 and tensor.is_floating_point():
+        tensor = tensor.permute(0, 2, 3, 1)
+    return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+def in_emulator(
+    sample: TileSample, a: dict[str, Any], variant: str, programs: Path, folder: Path,
+    limit: int = H100_SHARED,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """The kernel's output [N, O, OH, OW], and the plan."""
+    program = building.build("sparse_conv2d_driver", variant, programs)
+    values, metadata, places, starts, g = a["weight"]
+    n, _, h, w = sample.shape
+    high, wide = g.output_size(h, w)
+    slopes = a["slope"] if isinstance(a["slope"], Tensor) else None
+    step = int(slopes is not None and len(slopes) > 1)
+    numbers = [*g, n, h, w, high, wide, ACTIVATIONS[a["activation"]], step, limit]
+    numbers.append(sample.pattern == "2:4")
+    slope = 0.0 if slopes is not None else a["slope"]
+    flat = [values.flatten(), metadata.flatten(), places.flatten(), starts]
+    records = [np.array(numbers), np.array([slope], np.float32), record(a["input"])]
+    records += [*map(record, flat), record(a["bias"]), record(a["residual"]), record(slopes)]
+    building.write_arguments(folder / "arguments", records)
+    found = []
+    for seed in ("0", "1"):
+        results = folder / f"results{seed}"
+        name = str(sample.dtype).removeprefix("torch.")
+        done = building.run(program, variant, folder / "arguments", results, name, seed)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(building.read_results(results))
+    assert found[0] == found[1], "the order of threads changes the result"
+    output = torch.frombuffer(bytearray(found[0][0]), dtype=sample.dtype)
+    plan = np.frombuffer(found[0][1], np.int64).tolist()
+    return output.view(n, high, wide, sample.out).permute(0, 3, 1, 2), plan
+
+
+def finish(z: Tensor, a: dict[str, Any]) -> Tensor:
+    if a["bias"] is not None:
+        z = z + a["bias"].double()[:, None, None]
+    if a["residual"] is not None:
+        z = z + a["residual"].double()
+    if a["activation"] in ("leaky_relu", "prelu"):
+        return F.prelu(z, torch.as_tensor(a["slope"]).double().reshape(-1))
+    return z if a["activation"] == "none" else getattr(torch, a["activation"])(z)
+
+
+def check_close(sample: TileSample, a: dict[str, Any], got: Tensor) -> None:
+    """One rounding to the output's dtype, and float32 sums before it."""
+    input, weight = a["input"].double(), sample.dense().double()
+    want = finish(sample.convolve(input, weight), a)
+    magnitudes = {k: v.abs() if isinstance(v, Tensor) else v for k, v in a.items()}
+    sizes = finish(sample.convolve(input.abs(), weight.abs()), magnitudes | {"activation": "none"})
+    steepest = max(1.0, float(torch.as_tensor(a["slope"]).abs().max()))
+    terms = math.prod(weight.shape[1:]) * (4 if sample.transposed else 1) + 4
+    ratio = torch.finfo(torch.float32).eps / torch.finfo(sample.dtype).eps
+    scale = want.abs() / 2 + ratio * math.sqrt(terms) * sizes * steepest
+    if sample.dtype == torch.float16:  # below 2^-14 the spacing stays 2^-24
+        scale = scale + 2.0**-14
+    close(got, want, terms=1, scale=scale)
+
+
+def check(sample: TileSample, variant: str, programs: Path, folder: Path, **limit: int) -> None:
+    a = sample.arguments()
+    got, _ = in_emulator(sample, a, variant, programs, folder, **limit)
+    check_close(sample, a, got)
+
+
+@pytest.mark.parametrize("sample", tile_samples("tiny") + tile_samples("edge"), **names)
+def test_values(sample: TileSample, programs: Path, tmp_path: Path) -> None:
+    check(sample, "plain", programs, tmp_path)
+
+
+# Each configuration of the kernel, with two and four row tiles a block of which not all are there;
+# more chunks than buffers, a halo, a last tile that is not full.
+CHECKED = [
+    TileSample("2:4", (1, 72, 5, 5), 40, residual=True, activation="relu"),
+    TileSample("2:4-four-tiles", (1, 40, 3, 3), 70, 1, padding=0),
+    TileSample("rows-64", (1, 40, 3, 3), 70, rows=64),
+    TileSample("block-16", (1, 40, 5, 5), 20, 3, 2, pattern="block", rows=16, sparsity=0.5),
+    TileSample("block-32", (1, 40, 3, 3), 40, pattern="block", sparsity=0.5, activation="tanh"),
+    TileSample("transposed", (1, 8, 3, 3), 16, 4, 2, transposed=True, pattern="block", rows=16),
+]
+
+
+@pytest.mark.parametrize("sample", CHECKED, **names)
+def test_no_race_and_in_bounds(
+    sample: TileSample, variant: str, programs: Path, tmp_path: Path
+) -> None:
+    check(sample, variant, programs, tmp_path)
+
+
+@pytest.mark.parametrize(("limit", "buffers"), [(48 << 10, 2), (140 << 10, 3), (227 << 10, 4)])
+def test_values_with_every_number_of_buffers(
+    limit: int, buffers: int, programs: Path, tmp_path: Path
+) -> None:
+    sample = TileSample("buffers", (1, 192, 8, 16), 32)
+    a = sample.arguments()
+    got, plan = in_emulator(sample, a, "plain", programs, tmp_path, limit)
+    assert plan[:3] == [1, 8, 16] or plan[:3] == [1, 16, 8]
+    assert plan[4] == buffers
+    assert plan[5] <= limit
+    check_close(sample, a, got)
+
+
+def test_many_small_pictures_fit_into_little_shared_memory(programs: Path, tmp_path: Path) -> None:
+    """The fewest blocks, of 32 pictures with much halo each, would need 512 KB."""
+    sample = TileSample("small", (32, 8, 2, 2), 16, 9, padding=4, pattern="block", rows=16)
+    a = sample.arguments()
+    limit = 99 << 10
+    got, plan = in_emulator(sample, a, "plain", programs, tmp_path, limit)
+    assert plan[5] <= limit
+    check_close(sample, a, got)
+
+
+def test_lists_out_of_range_read_nothing_else(programs: Path, tmp_path: Path) -> None:
+    """A damaged file gives wrong sums, never a wrong access."""
+    sample = TileSample("damaged", (1, 40, 5, 5), 40)
+    a = sample.arguments()
+    weight = a["weight"]
+    for damage in (
+        {"places": torch.full_like(weight.places, 32000)},
+        {"places": torch.full_like(weight.places, -5)},
+        {"starts": torch.full_like(weight.starts, 10**6)},
+        {"starts": -weight.starts - 1},
+    ):
+        spoiled = a | {"weight": weight._replace(**damage)}
+        in_emulator(sample, spoiled, "address", programs, tmp_path)
+
+
+def test_nan_reaches_what_meets_it(programs: Path, tmp_path: Path) -> None:
+    """The outputs that a kept block connects with a NaN, and no others; relu lets it through."""
+    sample = TileSample("nan", (1, 16, 20, 9), 40, pattern="block", rows=16, activation="relu")
+    a = sample.arguments()
+    a["input"] = a["input"].clone(memory_format=torch.channels_last)
+    a["input"][0, 9, 4, 5] = torch.nan
+    got, _ = in_emulator(sample, a, "plain", programs, tmp_path)
+    want = torch.zeros(20, 9, dtype=torch.bool)
+    want[3:6, 4:7] = True
+    assert torch.equal(got.isnan(), want.expand(1, 40, 20, 9))
+
+
+def test_every_configuration_is_checked() -> None:
+    """Those that sparse_conv2d_cuda.cu launches."""
+    source = (building.CSRC / "ops/sparse_conv2d/sparse_conv2d_cuda.cu").read_text()
+    launched = set(re.findall(r"TileConfig<(\d), (true|false)>", source))
+    checked = {(str(s.rows // 16), "true" if s.pattern == "2:4" else "false") for s in CHECKED}
+    assert launched == checked
