@@ -12,19 +12,19 @@
 //   block   V output channels x 8 input channels at a tap are kept or not, and what is not is not
 //           done; V is 16 or 32 (with 2:4: 32 or 64)
 //
-// | array      | shape                       | dtype                                  | role |
-// |------------|-----------------------------|----------------------------------------|------------|
-// | input      | [N, C, H, W]                | T: float16 or bfloat16, channels_last  | read | |
-// values     | [K, V / 16, F, 32, 8]       | T; F = 1 for 2:4, 2 for block          | read       |
-// | metadata   | [K, V / 32, 32]; block: [0] | int32                                  | read | |
-// places     | [K, 4]                      | int16: 4 (r · S + s) + part            | read       |
-// | starts     | [L + 1]                     | int32                                  | read | |
-// geometry   | 14 numbers                  | as in sparse_conv2d.h; block is 32     |            |
-// | bias       | [O], or None                | float32                                | read | |
-// residual   | [N, O, OH, OW], or None     | T, channels_last                       | read       |
-// | activation | name                        | none, relu, leaky_relu, prelu or tanh  | | | slope
-// | number; prelu: [1], [O]     | float32                                | read       | | output |
-// [N, O, OH, OW]              | T, channels_last                       | written    |
+// | array      | shape                        | dtype                            | role    |
+// |------------|------------------------------|----------------------------------|---------|
+// | input      | [N, C, H, W]                 | T: float16, bfloat16; channels_last | read |
+// | values     | [K, V / 16, F, 32, 8]        | T; F = 1 for 2:4, 2 for block    | read    |
+// | metadata   | [K, V / 32, 32]; block: [0]  | int32                            | read    |
+// | places     | [K, 4]                       | int16: 4 (r · S + s) + part      | read    |
+// | starts     | [L + 1]                      | int32                            | read    |
+// | geometry   | 14 numbers                   | sparse_conv2d.h; block is 32     |         |
+// | bias       | [O], or None                 | float32                          | read    |
+// | residual   | [N, O, OH, OW], or None      | T, channels_last                 | read    |
+// | activation | name                         | none, relu, leaky_relu, prelu, tanh |      |
+// | slope      | number; prelu: [1], [O]      | float32                          | read    |
+// | output     | [N, O, OH, OW]               | T, channels_last                 | written |
 //
 // C is a multiple of 8; kernels have up to 9 x 9 taps. Matrix rows are ordered [O / V][phase][V].
 // List l = (tile of rows) · ⌈C / 32⌉ + (32 channels) has the steps [starts[l], starts[l + 1]).
