@@ -50,7 +50,7 @@ def bench(
     rounds: Annotated[int, typer.Option(min=2, help="Turns of each candidate.")] = 11,
     out: Annotated[Path | None, typer.Option(help="Also write the table as CSV.")] = None,
 ) -> None:
-    """How fast a generator runs here: pruned and compiled, and dense in every installed runtime.
+    r"""How fast a generator runs here: pruned and compiled, and dense in every installed runtime.
 
     Examples:
       gansparse bench --generator latest_net_G.pth
@@ -58,7 +58,7 @@ def bench(
       gansparse bench --generator G.pth --sparsity 0.75 --pattern element --pattern vector
       gansparse bench --generator runs/ninety/generator.safetensors --peer "ONNX Runtime"
 
-    Runtimes are installed by pip install 'gansparse\\[bench]'; what is missing is left out.
+    Runtimes are installed by pip install 'gansparse\[bench]'; what is missing is left out.
     """
     from gansparse import runtimes
     from gansparse.files import atomic_file
