@@ -120,8 +120,8 @@ FAMILIES = {
         cpu=Profile(150, ONLY_D),
         gpu=Profile(150, ONLY_D),
         options={},
-        settings=("g_norm=running", "scope=layer", "lr_decay=cosine", "d_lr=1e-4"),
-        compress_steps=300,
+        settings=("g_norm=running", "scope=global", "lr_decay=cosine", "d_lr=1e-4"),
+        compress_steps=150,
     ),
 }
 
