@@ -137,9 +137,9 @@ def read_results(path: Path) -> list[Row]:
 
 
 def save_results(rows: list[Row], path: Path) -> None:
-    """Replace the rows of the ops that were measured; leave the other ops' alone."""
-    measured = {row["op"] for row in rows}
-    kept = [row for row in read_results(path) if row["op"] not in measured]
+    """Replace the rows of the cases that were measured; leave the others alone."""
+    measured = {(row["op"], row["case"]) for row in rows}
+    kept = [row for row in read_results(path) if (row["op"], row["case"]) not in measured]
     write_rows(sorted(kept, key=lambda row: row["op"]) + rows, path)
 
 

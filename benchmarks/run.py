@@ -2,8 +2,9 @@
 """Run the benchmarks of the ops: `python benchmarks/run.py [op …] [--rounds N] [--save | --check]`.
 
 Without a flag the table is printed and nothing is kept. --save writes
-benchmarks/results/<machine>.csv. --check compares ratios with that file and exits with status 1 if
-one fell by more than 5 %.
+benchmarks/results/<machine>.csv: the rows of the cases that were measured, beside the others that
+are there. --check compares ratios with that file and exits with status 1 if one fell by more than
+5 %.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import math
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +34,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=21, help="turns of every candidate (21)")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (1 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
+    parser.add_argument("--cases", default=".*", help="regular expression on the whole name (all)")
     parser.add_argument("--seconds", type=float, default=math.inf, help="for a case's rounds")
     parser.add_argument("--file", type=Path, help="instead of benchmarks/results/<machine>.csv")
     todo = parser.add_mutually_exclusive_group()
@@ -53,12 +56,16 @@ def main() -> int:
     for op in chosen.ops or OPS:
         bench = importlib.import_module(f"benchmarks.ops.bench_{op}")
         for case in bench.cases(chosen.threads, chosen.device):
+            if not re.fullmatch(chosen.cases, case.name):
+                continue
             measured = harness.run_case(case, chosen.rounds, chosen.seconds)
             rows += [{**row, **machine} for row in measured]
             print(*(harness.format_row(row) for row in measured), sep="\n", flush=True)
             if chosen.save:
                 harness.save_results(rows, path)
 
+    if not rows:
+        parser.error(f"no case is called {chosen.cases}")
     if chosen.save:
         print(f"saved {path}")
     if chosen.check:

@@ -7,9 +7,10 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, takes_arrays
 
 
+@takes_arrays
 def feature_moments(
     features: Tensor,  # [N, F]
     total: Tensor,  # [F]

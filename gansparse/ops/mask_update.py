@@ -9,9 +9,10 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, takes_arrays
 
 
+@takes_arrays
 def mask_update(
     scores: Sequence[Tensor],
     masks: Sequence[Tensor],

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, takes_arrays
 
 
+@takes_arrays
 def masked_adam(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 L2_FLUSH_BYTES = 1 << 30
-LEAST_ROUNDS = 4
+LEAST_ROUNDS = 3
 
 Candidate = Callable[[], object]
 
@@ -71,10 +71,10 @@ def interleave(
         candidates: what to run, by name.
         rounds: turns of each.
         device: ``cpu``, or ``cuda``: events, and a cold L2 in every call.
-        warm_up: calls of each before the clock runs.
+        warm_up: calls of each before the clock runs; but one of those that take a second.
         pause: seconds before each turn, where candidates have threads of their own: those go on
             spinning for a while, and would take time from whoever is next.
-        seconds: after these no further round begins, but four there are at least.
+        seconds: after these no further round begins, but three there are at least.
 
     Example:
         >>> interleave({"a": lambda: None, "b": lambda: sum(range(9999))}, 5).ratio("b", "a")[0] > 1
@@ -83,8 +83,11 @@ def interleave(
     timer = _cuda_seconds if device == "cuda" else _cpu_seconds
     repeats = {}
     for name, run in candidates.items():
+        begin = time.monotonic()
         for _ in range(warm_up):
             run()
+            if time.monotonic() - begin > 1.0:
+                break
         repeats[name] = max(1, round(1e-3 / max(timer(run, 1), 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
