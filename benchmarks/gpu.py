@@ -44,8 +44,8 @@ BENCHMARKS = (
 SANITIZED = "test_stays_within_its_arrays"  # of every op, small, and at every border
 # Checked where code is written, with tools that a machine with a GPU need not have.
 NOT_HERE = "tests/test_style.py"
-# As in pyproject.toml, but without --strict-config: a plugin's setting is no error without it.
-PYTEST = ("-m", "pytest", "-o", "addopts=", "-W", "ignore::pytest.PytestConfigWarning")
+# Versions and plugins are what is there: neither a warning nor an unknown setting is a failure.
+PYTEST = ("-m", "pytest", "-o", "addopts=", "-W", "default")
 
 
 @dataclass

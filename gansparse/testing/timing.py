@@ -140,7 +140,7 @@ def memory_limits(
     it has read, as an optimizer does, and is the nearer limit for one.
     """
     items = items or (64 << 20 if device == "cpu" else 256 << 20)
-    x, y = (torch.ones(items, device=device) for _ in range(2))
+    x, y = (torch.rand(items, device=device) for _ in range(2))
     return {"copy": (lambda: x.copy_(y), 2 * x.nbytes), "add": (lambda: x.add_(y), 3 * x.nbytes)}
 
 

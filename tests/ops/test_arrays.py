@@ -141,7 +141,25 @@ def test_refuses_an_item_by_its_number() -> None:
         mask_update(scores, **arguments)
 
 
-# ---- CuPy ----------------------------------------------------------------------------------------
+# ---- Streams and devices -------------------------------------------------------------------------
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("op", OPS)
+def test_runs_where_its_arrays_are(op: str) -> None:
+    """On the second device, while the first is current."""
+    if torch.cuda.device_count() < 2:
+        pytest.skip("this machine lacks a second CUDA device")
+    run, make = OPS[op]
+    want = {name: converted(value, lambda t: t.to("cuda:0")) for name, value in make().items()}
+    got = {name: converted(value, lambda t: t.to("cuda:1")) for name, value in make().items()}
+    run(**want)
+    run(**got)
+    assert torch.cuda.current_device() == 0
+    for name in want:
+        for one, two in zip(as_tensors(want[name]), as_tensors(got[name]), strict=True):
+            assert torch.equal(one, two.to("cuda:0")), name
+
 
 MANY = 1 << 24
 LONG = 10**8  # cycles: some 50 ms, in which an unordered kernel would long have run
