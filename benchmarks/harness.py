@@ -111,7 +111,7 @@ def machine() -> dict[str, str]:
     facts = collect()
     cpu = f"{facts['cpu']['machine']} x{os.cpu_count()}"
     devices = facts["cuda"]["devices"]
-    head = _git("rev-parse", "--short=10", "HEAD")
+    head = _git("rev-parse", "--short=10", "HEAD") or os.environ.get("COMMIT", "")
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "gansparse"))
     return {
         "machine": f"{cpu}, {devices[0]['name']}" if devices else cpu,

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gansparse import _C, ops
 from gansparse.errors import InputError
 from gansparse.ops import (
     PackedTiles,
@@ -68,6 +70,20 @@ def as_tensors(value: Any) -> list[Tensor]:
     if isinstance(value, list):
         return [tensor for item in value for tensor in as_tensors(item)]
     return [torch.from_dlpack(value)] if hasattr(value, "__dlpack__") else []
+
+
+@pytest.mark.parametrize("op", [*_C.OPS, "sparse_conv_transpose2d"])
+def test_every_op_takes_arrays(op: str) -> None:
+    class Unknown:
+        def __dlpack__(self) -> None:
+            raise BufferError("that is all I have")
+
+    run = getattr(ops, op)
+    needed = [p for p in inspect.signature(run).parameters.values() if p.default is p.empty]
+    numbers = {"prune": [0], "lr": 0.1}
+    given = {p.name: numbers.get(p.name, [Unknown()]) for p in needed}
+    with pytest.raises(InputError, match=rf"^{op}: {needed[0].name}\[0\] .*that is all I have"):
+        run(**given)
 
 
 @every_kind
