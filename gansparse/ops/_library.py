@@ -150,7 +150,7 @@ def _shared(argument: Any, op: str, name: str) -> Any:
         raise InputError(f"{op}: {name} must be writable: copy it")
     try:
         return from_dlpack(argument)
-    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"{op}: {name} cannot be shared through DLPack: {error}") from error
 
 
