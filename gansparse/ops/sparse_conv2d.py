@@ -10,13 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gansparse import _C
-from gansparse.ops._library import (
-    current_stream,
-    define,
-    define_gradient,
-    describe,
-    takes_arrays,
-)
+from gansparse.ops._arrays import takes_arrays
+from gansparse.ops._library import current_stream, define, define_gradient, describe
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
     PackedConv2d,

@@ -6,7 +6,7 @@ from __future__ import annotations
 import torch  # noqa: F401  (the example uses it)
 from torch import Tensor
 
-from gansparse.ops._library import takes_arrays
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops.sparse_conv2d import Activation, _convolve, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import PackedConv2d
 from gansparse.ops.sparse_conv2d_tiles import PackedTiles
