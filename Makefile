@@ -1,15 +1,16 @@
 # Thin: each target is one command that works without make, too.
 VENV ?= .venv
+PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml .ci/setup tests/peers.txt
 
-.PHONY: demo test setup lint format bench clean
+.PHONY: demo test setup lint format bench gpu clean
 
 demo: $(VENV)/.ready  ## compress the shipped DCGAN in three ways and write a report
 	$(BIN)/gansparse demo
 
 test: $(VENV)/.ready  ## run the whole test suite
-	$(BIN)/pytest $(PYTEST_ARGS)
+	$(BIN)/pytest -n logical --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 setup: $(VENV)/.ready  ## virtual environment, dependencies, native build
 
@@ -28,5 +29,9 @@ bench: $(VENV)/.ready  ## kernels, then whole generators; CSV under benchmarks/r
 	$(BIN)/python benchmarks/run.py --save $(OPS)
 	$(BIN)/python benchmarks/end_to_end/generators.py --save $(GENERATORS)
 
+# With this venv, or the Python at hand: no network. GPU_ARGS: --minutes, --jobs.
+gpu:  ## on a CUDA machine: build, all tests, sanitizer, benchmarks; CSV under $OUT
+	$(or $(wildcard $(BIN)/python),$(PYTHON)) benchmarks/gpu.py $(GPU_ARGS)
+
 clean:
-	rm -rf build $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf build gansparse/_C*.so $(VENV) .pytest_cache .mypy_cache .ruff_cache

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import datetime
+import math
 import os
 import platform
 import re
@@ -66,15 +67,15 @@ class Case:
 # ---- Running and reporting -----------------------------------------------------------------------
 
 
-def run_case(case: Case, rounds: int) -> list[Row]:
-    """Measure one case; one row a candidate."""
+def run_case(case: Case, rounds: int, seconds: float = math.inf) -> list[Row]:
+    """Measure one case for about so many seconds at most; one row a candidate."""
     with threads(case.threads):
         candidates = case.make()
         limits = (
             arithmetic_limits(case.device, case.dtype) if case.flops else memory_limits(case.device)
         )
         runs = {f"limit {name}": run for name, (run, _) in limits.items()}
-        measured = interleave({**candidates, **runs}, rounds, case.device)
+        measured = interleave({**candidates, **runs}, rounds, case.device, seconds=seconds)
         errors = case.errors() if case.errors else {}
     rates = {name: work / measured.median(f"limit {name}") for name, (_, work) in limits.items()}
     limit_rate = max(rates.values())
@@ -99,7 +100,7 @@ def run_case(case: Case, rounds: int) -> list[Row]:
                 "limits": " ".join(f"{n} {r / 1e9:.4g}" for n, r in rates.items()) + f" {unit}",
                 "share_of_limit": f"{rate / limit_rate:.3f}" if name == OURS else "",
                 "error": f"{errors[name]:.1e}" if name in errors else "",
-                "rounds": str(rounds),
+                "rounds": str(len(measured.seconds[name])),
             }
         )
     return rows
@@ -110,7 +111,7 @@ def machine() -> dict[str, str]:
     facts = collect()
     cpu = f"{facts['cpu']['machine']} x{os.cpu_count()}"
     devices = facts["cuda"]["devices"]
-    head = _git("rev-parse", "--short=10", "HEAD")
+    head = _git("rev-parse", "--short=10", "HEAD") or os.environ.get("COMMIT", "")
     changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "gansparse"))
     return {
         "machine": f"{cpu}, {devices[0]['name']}" if devices else cpu,
@@ -136,15 +137,15 @@ def read_results(path: Path) -> list[Row]:
 
 
 def save_results(rows: list[Row], path: Path) -> None:
-    """Replace the rows of the ops that were measured; leave the other ops' alone."""
-    measured = {row["op"] for row in rows}
-    kept = [row for row in read_results(path) if row["op"] not in measured]
+    """Replace the rows of the cases that were measured; leave the others alone."""
+    measured = {(row["op"], row["case"]) for row in rows}
+    kept = [row for row in read_results(path) if (row["op"], row["case"]) not in measured]
     write_rows(sorted(kept, key=lambda row: row["op"]) + rows, path)
 
 
 def write_rows(rows: list[Row], path: Path) -> None:
     """A CSV whose columns are those of the last row."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, fieldnames=list(rows[-1]), lineterminator="\n")
         writer.writeheader()

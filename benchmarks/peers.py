@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -32,6 +33,14 @@ class _Given(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return features
+
+
+def installed(package: str) -> bool:
+    """Whether it is; says so where it is not."""
+    found = importlib.util.find_spec(package) is not None
+    if not found:
+        print(f"{package} is not installed: left out", file=sys.stderr)
+    return found
 
 
 def torchmetrics_fid(num_features: int) -> Any:

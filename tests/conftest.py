@@ -6,8 +6,12 @@ A run ends with how many tests this machine could not run, and why.
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterator
+
+# Also of the processes that tests start, and before torch looks.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -46,13 +50,16 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item):
     outcome = yield
-    if outcome.get_result().skipped:
-        reason = outcome.get_result().longrepr
-        text = reason[2] if isinstance(reason, tuple) else str(reason)
-        for lack in LACKS:
-            if item.get_closest_marker(lack) or f"lacks {lack}" in text:
-                _not_run[lack] += 1
-                break
+    report = outcome.get_result()
+    if report.skipped:
+        reason = report.longrepr[2] if isinstance(report.longrepr, tuple) else str(report.longrepr)
+        found = (x for x in LACKS if item.get_closest_marker(x) or f"lacks {x}" in reason)
+        report.lacks = next(found, None)  # pytest-xdist carries it to the process that reports
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    if report.skipped and report.lacks:
+        _not_run[report.lacks] += 1
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

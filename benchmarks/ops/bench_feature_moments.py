@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import OURS, Candidate, Case
-from benchmarks.peers import draw, on_as_many_threads, torch_fidelity_fid, torchmetrics_fid
+from benchmarks.peers import (
+    draw,
+    installed,
+    on_as_many_threads,
+    torch_fidelity_fid,
+    torchmetrics_fid,
+)
 from gansparse.metrics import FeatureMoments
 from gansparse.ops import feature_moments
 from gansparse.testing.samples.feature_moments import Sample, samples
@@ -18,13 +24,15 @@ from gansparse.testing.samples.feature_moments import Sample, samples
 BATCH = 50
 BATCHES = 21  # 1050 rows: one full buffer of FeatureMoments a turn
 TRIANGLE_STRIP = 256
+WHOLE_SET = Sample("inception-50k", 50_000, 2048)  # an FID's pictures, minutes on a CPU
 
 
 def cases(threads: list[int], device: str) -> Iterator[Case]:
     """The op on every model sample, then whole updates at the batch size people use."""
     for count in threads if device == "cpu" else [1]:
         case = partial(Case, "feature_moments", threads=count, device=device, dtype=torch.float64)
-        for sample in samples("model"):
+        whole = [] if device == "cpu" else [WHOLE_SET]
+        for sample in samples("model") + whole:
             yield case(
                 sample.name,
                 partial(sums, sample, device),
@@ -65,19 +73,23 @@ def updates(width: int, device: str) -> dict[str, Candidate]:
     """1050 rows in batches of 50; torch-fidelity has no update and takes all rows at once."""
     rows = draw(BATCH * BATCHES, width, seed=0).to(device)
     batches = rows.split(BATCH)
-    ours, theirs = FeatureMoments(width), torchmetrics_fid(width).to(device)
-    fidelity = torch_fidelity_fid()
+    ours = FeatureMoments(width)
 
     def update_ours() -> None:
         for batch in batches:
             ours.update(batch)
 
-    def update_theirs() -> None:
-        for batch in batches:
-            theirs.update(batch, real=True)
+    candidates: dict[str, Candidate] = {OURS: update_ours}
+    if installed("torchmetrics"):
+        theirs = torchmetrics_fid(width).to(device)
 
-    candidates: dict[str, Candidate] = {OURS: update_ours, "torchmetrics": update_theirs}
+        def update_theirs() -> None:
+            for batch in batches:
+                theirs.update(batch, real=True)
+
+        candidates["torchmetrics"] = update_theirs
     if device == "cpu":
+        fidelity = torch_fidelity_fid()
         candidates["torch-fidelity (at once)"] = lambda: on_as_many_threads(
             lambda: fidelity.fid_features_to_statistics(rows)
         )

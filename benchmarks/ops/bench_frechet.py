@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +13,13 @@ import torch
 from torch import Tensor
 
 from benchmarks.harness import OURS, Candidate, Case
-from benchmarks.peers import draw, on_as_many_threads, torch_fidelity_fid, torchmetrics_distance
+from benchmarks.peers import (
+    draw,
+    installed,
+    on_as_many_threads,
+    torch_fidelity_fid,
+    torchmetrics_distance,
+)
 from gansparse.metrics import frechet_distance
 
 
@@ -32,6 +39,7 @@ class Pair:
     width: int
     decay: float
 
+    @functools.lru_cache(maxsize=1)  # noqa: B019  (pairs live as long as the program)
     def features(self) -> tuple[Tensor, Tensor]:
         x, y = (draw(self.rows, self.width, seed, self.decay).double() for seed in (0, 1))
         return x, 1.05 * y + 0.01
@@ -74,7 +82,7 @@ def distances(pair: Pair, device: str) -> dict[str, Candidate]:
 
 def errors(pair: Pair, device: str) -> dict[str, float]:
     """Relative to a distance from the features themselves: R factors, no covariance, no squares."""
-    x, y = pair.features()
+    x, y = (z.to(device) for z in pair.features())
     centred = [(z - z.mean(0)) / (len(z) - 1) ** 0.5 for z in (x, y)]
     r = [torch.linalg.qr(z, mode="r")[1] for z in centred]
     overlap = torch.linalg.svdvals(r[0] @ r[1].T).sum()
@@ -89,8 +97,9 @@ def _line_up(pair: Pair, device: str) -> list[tuple[str, tuple[Callable[..., Any
     tensors = pair.statistics(device)
     line_up: list[tuple[str, tuple[Callable[..., Any], Any]]] = [
         (OURS, (frechet_distance, tensors)),
-        ("torchmetrics", (torchmetrics_distance(), tensors)),
     ]
+    if installed("torchmetrics"):
+        line_up.append(("torchmetrics", (torchmetrics_distance(), tensors)))
     if device == "cpu":
         mean1, cov1, mean2, cov2 = (tensor.numpy() for tensor in tensors)
         two = ({"mu": mean1, "sigma": cov1}, {"mu": mean2, "sigma": cov2})

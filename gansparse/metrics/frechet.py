@@ -33,7 +33,7 @@ _WELL_CONDITIONED = 1e-12
 # the rounding of any float64 estimate, far below that of a float32 one (1e-7).
 _ROUNDING = 1e-10
 _PANEL = 64  # columns a step of the pivoted factorisation
-_TILE = 256  # side of the blocks that matrix products work on
+_TILE = 256  # side of the blocks that matrix products on the CPU work on
 
 
 def frechet_distance(mean1: Array, cov1: Array, mean2: Array, cov2: Array) -> float:
@@ -141,7 +141,7 @@ def _cholesky(cov: torch.Tensor) -> torch.Tensor | None:
     On the CPU a strip of columns at a time, so that matrix products do the work: LAPACK's own
     takes 1.25 times as long on one thread.
     """
-    strip = _TILE if cov.device.type == "cpu" else cov.shape[0]
+    strip = _tile(cov)
     lower = torch.zeros_like(cov)
     for a in range(0, cov.shape[0], strip):
         b = a + strip
@@ -150,6 +150,8 @@ def _cholesky(cov: torch.Tensor) -> torch.Tensor | None:
         if int(info) != 0:
             return None
         lower[a:b, a:b] = top
+        if b >= cov.shape[0]:
+            break
         lower[b:, a:b] = torch.linalg.solve_triangular(
             top.T, columns[strip:], upper=True, left=False
         )
@@ -166,7 +168,7 @@ def _congruence(lower: torch.Tensor, cov: torch.Tensor, out: torch.Tensor) -> No
 
     which takes each product of S once, although S stands on both sides of its diagonal.
     """
-    if lower.shape[0] <= _TILE:
+    if lower.shape[0] <= _tile(lower):
         torch.mm(lower.T, cov @ lower, out=out)
         return
     h = lower.shape[0] // 2
@@ -185,6 +187,11 @@ def _congruence(lower: torch.Tensor, cov: torch.Tensor, out: torch.Tensor) -> No
     for a in range(0, below.shape[0], _TILE):
         torch.mm(l22[a:, a : a + _TILE].T, p[a:], out=below[a : a + _TILE])
     _congruence(l22, cov[h:, h:], out[h:, h:])
+
+
+def _tile(matrix: torch.Tensor) -> int:
+    """Side of the blocks that work goes by: what fits a CPU's cache; a GPU takes all at once."""
+    return _TILE if matrix.device.type == "cpu" else matrix.shape[0]
 
 
 def _rank_cut(cov: torch.Tensor) -> torch.Tensor:
@@ -283,10 +290,11 @@ def _statistics(mean: Array, cov: Array, which: str) -> tuple[torch.Tensor, torc
 
 
 def _asymmetry(cov: torch.Tensor) -> float:
-    """Largest difference between an entry and its mirror image, by tiles that fit the cache."""
-    starts = range(0, cov.shape[0], _TILE)
+    """Largest difference between an entry and its mirror image, tile by tile."""
+    tile = _tile(cov)
+    starts = range(0, cov.shape[0], tile)
     differences = (
-        cov[a : a + _TILE, b : b + _TILE] - cov[b : b + _TILE, a : a + _TILE].T
+        cov[a : a + tile, b : b + tile] - cov[b : b + tile, a : a + tile].T
         for a in starts
         for b in starts
         if b <= a

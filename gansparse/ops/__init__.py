@@ -3,6 +3,9 @@
 
 Every op has one file here (public function, reference in plain torch, fake) and one room under
 ``csrc/ops``. ``csrc/README.md`` tells how to add one.
+
+Where an op takes tensors it takes CuPy's and NumPy's arrays, too, without a copy: the first
+argument tells. CuPy's current stream is honoured beside torch's.
 """
 
 from __future__ import annotations

@@ -7,9 +7,11 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, describe
 
 
+@takes_arrays
 def feature_moments(
     features: Tensor,  # [N, F]
     total: Tensor,  # [F]

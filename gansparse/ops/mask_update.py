@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, describe
 
 
+@takes_arrays
 def mask_update(
     scores: Sequence[Tensor],
     masks: Sequence[Tensor],

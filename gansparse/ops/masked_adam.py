@@ -10,9 +10,11 @@ import torch
 from torch import Tensor
 
 from gansparse import _C
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, describe
 
 
+@takes_arrays
 def masked_adam(
     params: Sequence[Tensor],
     grads: Sequence[Tensor],

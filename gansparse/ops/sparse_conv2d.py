@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gansparse import _C
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, define_gradient, describe
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
@@ -23,6 +24,7 @@ from gansparse.ops.sparse_conv2d_tiles import PackedTiles, tile_places, unpack_t
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "tanh"]
 
 
+@takes_arrays
 def sparse_conv2d(
     input: Tensor,  # [N, C, H, W]
     weight: PackedConv2d | PackedTiles,  # of [O, C, R, S]

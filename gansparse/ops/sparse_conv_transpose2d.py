@@ -6,11 +6,13 @@ from __future__ import annotations
 import torch  # noqa: F401  (the example uses it)
 from torch import Tensor
 
+from gansparse.ops._arrays import takes_arrays
 from gansparse.ops.sparse_conv2d import Activation, _convolve, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import PackedConv2d
 from gansparse.ops.sparse_conv2d_tiles import PackedTiles
 
 
+@takes_arrays
 def sparse_conv_transpose2d(
     input: Tensor,  # [N, C, H, W]
     weight: PackedConv2d | PackedTiles,  # of [C, O, R, S]

@@ -7,6 +7,7 @@ down slows all of them. What counts are the ratios within a round.
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +17,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-L2_FLUSH_BYTES = 256 << 20
+L2_FLUSH_BYTES = 1 << 30
+LEAST_ROUNDS = 3
 
 Candidate = Callable[[], object]
 
@@ -61,6 +63,7 @@ def interleave(
     *,
     warm_up: int = 2,
     pause: float = 0.0,
+    seconds: float = math.inf,
 ) -> Measurement:
     """Time the candidates in turns; fast ones are repeated within a turn to last 1 ms.
 
@@ -68,9 +71,10 @@ def interleave(
         candidates: what to run, by name.
         rounds: turns of each.
         device: ``cpu``, or ``cuda``: events, and a cold L2 in every call.
-        warm_up: calls of each before the clock runs.
+        warm_up: calls of each before the clock runs; but one of those that take a second.
         pause: seconds before each turn, where candidates have threads of their own: those go on
             spinning for a while, and would take time from whoever is next.
+        seconds: after these no further round begins, but three there are at least.
 
     Example:
         >>> interleave({"a": lambda: None, "b": lambda: sum(range(9999))}, 5).ratio("b", "a")[0] > 1
@@ -79,17 +83,23 @@ def interleave(
     timer = _cuda_seconds if device == "cuda" else _cpu_seconds
     repeats = {}
     for name, run in candidates.items():
+        begin = time.monotonic()
         for _ in range(warm_up):
             run()
+            if time.monotonic() - begin > 1.0:
+                break
         repeats[name] = max(1, round(1e-3 / max(timer(run, 1), 1e-7)))
-    seconds: dict[str, list[float]] = {name: [] for name in candidates}
+    found: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
+    end = time.monotonic() + seconds
     for turn in range(rounds):
+        if turn >= LEAST_ROUNDS and time.monotonic() > end:
+            break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
             time.sleep(pause)
-            seconds[name].append(timer(candidates[name], repeats[name]))
-    return Measurement(seconds)
+            found[name].append(timer(candidates[name], repeats[name]))
+    return Measurement(found)
 
 
 def _cpu_seconds(run: Candidate, repeats: int) -> float:
@@ -100,7 +110,10 @@ def _cpu_seconds(run: Candidate, repeats: int) -> float:
 
 
 def _cuda_seconds(run: Candidate, repeats: int) -> float:
-    """Each call with a cold L2: the flush lies outside the events."""
+    """Each call with a cold L2: the flush lies outside the events.
+
+    It takes the device longer than a call takes the CPU to send off, so that events time kernels.
+    """
     flush = torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device="cuda")
     total = 0.0
     for _ in range(repeats):
@@ -118,32 +131,37 @@ def _cuda_seconds(run: Candidate, repeats: int) -> float:
 # Each gives candidates with the work that they do, in bytes read and written or in flops.
 
 
-def memory_limits(device: str = "cpu", items: int = 64 << 20) -> dict[str, tuple[Candidate, int]]:
+def memory_limits(
+    device: str = "cpu", items: int | None = None
+) -> dict[str, tuple[Candidate, int]]:
     """A copy, and an addition in place, far larger than the caches.
 
     On a CPU the copy also reads what it overwrites, which is not counted; the addition writes what
     it has read, as an optimizer does, and is the nearer limit for one.
     """
-    x, y = (torch.ones(items, device=device) for _ in range(2))
+    items = items or (64 << 20 if device == "cpu" else 256 << 20)
+    x, y = (torch.rand(items, device=device) for _ in range(2))
     return {"copy": (lambda: x.copy_(y), 2 * x.nbytes), "add": (lambda: x.add_(y), 3 * x.nbytes)}
 
 
 def arithmetic_limits(
-    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int = 1536
+    device: str = "cpu", dtype: torch.dtype = torch.float32, size: int | None = None
 ) -> dict[str, tuple[Candidate, int]]:
     """What comes nearest to the multiply-add peak in torch itself.
 
     A square matrix product and, in float32, a convolution 3x3 of 256 channels; on a CPU two
-    libraries compute them.
+    libraries compute them. The numbers are random: on ones a GPU draws less power, and is faster.
     """
-    a, b = (torch.ones(size, size, dtype=dtype, device=device) for _ in range(2))
+    size = size or (1536 if device == "cpu" else 8192 if dtype.itemsize == 2 else 4096)
+    a, b = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     out = torch.empty_like(a)
     limits: dict[str, tuple[Candidate, int]] = {
         "matmul": (lambda: torch.mm(a, b, out=out), 2 * size**3)
     }
     if dtype == torch.float32:
-        x = torch.ones(8, 256, 32, 32, device=device).to(memory_format=torch.channels_last)
-        w = torch.ones(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
+        batch = 8 if device == "cpu" else 64
+        x = torch.randn(batch, 256, 32, 32, device=device).to(memory_format=torch.channels_last)
+        w = torch.randn(256, 256, 3, 3, device=device).to(memory_format=torch.channels_last)
         flops = 2 * 9 * 256 * x.numel()
         limits["conv"] = (lambda: F.conv2d(x, w, padding=1), flops)
     return limits

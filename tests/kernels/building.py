@@ -7,12 +7,14 @@ a name that is a hash of all they are made of.
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,7 +23,7 @@ import numpy as np
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 EMULATOR = [CSRC / "emulator" / "fiber.cpp", CSRC / "emulator" / "block.cpp"]
-BASE = ["-std=c++17", "-g", f"-I{CSRC}", f"-I{HERE}", "-Wall", "-Wextra", "-Werror"]
+BASE = ["-std=c++17", "-g1", f"-I{CSRC}", f"-I{HERE}", "-Wall", "-Wextra", "-Werror"]
 BASE += ["-Wno-unknown-pragmas"]  # "#pragma unroll" is nvcc's
 
 
@@ -84,6 +86,16 @@ def _run(*command: str | Path) -> str:
     return done.stdout
 
 
+def once(target: Path, make: Callable[[Path], object]) -> None:
+    """Has `make` write the file, if it is not there yet; a second process waits for the first."""
+    with target.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not target.exists():
+            fresh = target.with_suffix(".tmp")
+            make(fresh)
+            fresh.replace(target)
+
+
 @functools.cache
 def _hash_of(source: Path, flags: tuple[str, ...]) -> str:
     """Over the compiler, the flags, and all files that the source includes."""
@@ -99,12 +111,9 @@ def _hash_of(source: Path, flags: tuple[str, ...]) -> str:
 
 def _object(source: Path, flags: tuple[str, ...], folder: Path) -> Path:
     target = folder / f"{source.stem}-{_hash_of(source, flags)}.o"
-    if not target.exists():
-        compiler = _compiler()
-        assert compiler is not None
-        fresh = target.with_suffix(f".{os.getpid()}.tmp")  # two test processes may build at once
-        _run(compiler, *BASE, *flags, "-c", source, "-o", fresh)
-        fresh.replace(target)
+    compiler = _compiler()
+    assert compiler is not None
+    once(target, lambda fresh: _run(compiler, *BASE, *flags, "-c", source, "-o", fresh))
     return target
 
 
@@ -117,10 +126,7 @@ def build(driver: str, variant: str, folder: Path) -> Path:
     objects += [_object(source, ("-O2", *how.emulator_flags), folder) for source in EMULATOR]
     digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
     target = folder / f"{driver}-{variant}-{digest}"
-    if not target.exists():
-        fresh = target.with_suffix(f".{os.getpid()}.tmp")
-        _run(compiler, *how.link, *objects, "-o", fresh)
-        fresh.replace(target)
+    once(target, lambda fresh: _run(compiler, *how.link, *objects, "-o", fresh))
     return target
 
 

@@ -19,6 +19,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import building
+
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 RECORD = HERE / "registers.json"
@@ -77,21 +79,22 @@ def _compile(room: str, architecture: str, folder: Path) -> str:
     for source in sorted(path for path in sources if path.suffix in (".h", ".cuh", ".cu")):
         digest.update(source.read_bytes())
     kept = folder / f"ptxas-{room}-{architecture}-{digest.hexdigest()[:20]}.txt"
-    if not kept.exists():
-        source = CSRC / "ops" / room / f"{room}_cuda.cu"
-        command = [nvcc() or "nvcc", *FLAGS, f"-arch=sm_{architecture}", str(source)]
-        done = subprocess.run(
-            [*command, "-o", os.devnull], capture_output=True, text=True, check=False
-        )
+    source = CSRC / "ops" / room / f"{room}_cuda.cu"
+    command = [nvcc() or "nvcc", *FLAGS, f"-arch=sm_{architecture}", source, "-o", os.devnull]
+
+    def compile_to(report: Path) -> None:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
-        kept.write_text(done.stderr + done.stdout)
+        report.write_text(done.stderr + done.stdout)
+
+    building.once(kept, compile_to)
     return kept.read_text()
 
 
 def measure(folder: Path) -> Usage:
-    """Compile every room for every architecture, two at a time."""
+    """Compile every room for every architecture, one a core at a time."""
     jobs = [(room, arch) for room in rooms() for arch in ARCHITECTURES]
-    with ThreadPoolExecutor(max_workers=2) as pool:
+    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         reports = list(pool.map(lambda job: _compile(*job, folder), jobs))
     usage: Usage = {}
     for (room, arch), report in zip(jobs, reports, strict=True):

@@ -111,8 +111,30 @@ def test_right_on_full_rank() -> None:
     assert by_scipy(x, y) == pytest.approx(want, rel=1e-9)
 
 
+def test_all_at_once_as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU does, on the CPU: Cholesky, product and eigenvalues without blocks."""
+    x, y = gaussian(700, 300, 1), gaussian(800, 300, 2)
+    want = frechet_distance(*statistics(x), *statistics(y))
+    monkeypatch.setattr(frechet, "_tile", lambda matrix: matrix.shape[0])
+    monkeypatch.setattr(frechet, "_overlap_from_factors", lambda *_: pytest.fail("not needed"))
+    assert frechet_distance(*statistics(x), *statistics(y)) == pytest.approx(want, rel=1e-12)
+
+
 @pytest.mark.cuda
-@pytest.mark.parametrize("rows", [20, 300])
+def test_a_gpu_keeps_the_fast_form_and_its_results_to_itself() -> None:
+    """Full rank: Cholesky and eigenvalues, in float64, where the statistics are."""
+    x, y = gaussian(700, 300, 1), gaussian(800, 300, 2)
+    want = by_scipy(x, y)
+    (m1, s1), (m2, s2) = (tuple(v.cuda() for v in statistics(z)) for z in (x, y))
+    overlap = frechet._overlap_from_eigenvalues(s1, s2)
+    assert overlap is not None
+    assert overlap.is_cuda
+    assert overlap.dtype == torch.float64
+    assert frechet_distance(m1, s1, m2, s2) == pytest.approx(want, rel=1e-9)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("rows", [20, 300])  # singular, and of full rank
 def test_a_gpu_gives_the_same_distance(rows: int) -> None:
     x, y = gaussian(rows, 64, 1), gaussian(rows, 64, 2)
     want = frechet_distance_from_features(x, y)

@@ -10,6 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from gansparse.testing.samples.masked_adam import unet_shapes
+
 Size = Literal["tiny", "edge", "model"]
 Shape = tuple[int, ...]
 
@@ -114,6 +116,7 @@ def samples(size: Size) -> list[Sample]:
     return [
         # The inner layers of a 256-pixel Pix2Pix: 31.5 M weights.
         Sample("pix2pix-inner", (*[(512, 512, 4, 4)] * 7, (256, 512, 4, 4))),
+        Sample("pix2pix-unet", unet_shapes()),  # all of it: 54.4 M
     ]
 
 

@@ -122,6 +122,8 @@ def samples(size: Size) -> list[Sample]:
         Sample("dcgan64", _dcgan_shapes(), _weights_only(_dcgan_shapes())),
         # The inner layers of a 256-pixel Pix2Pix: 31.5 M weights.
         Sample("pix2pix-inner", (*[(512, 512, 4, 4)] * 7, (256, 512, 4, 4))),
+        # All of it: 54.4 M, in 82 tensors.
+        Sample("pix2pix-unet", unet_shapes()),
     ]
 
 
@@ -129,6 +131,14 @@ def _dcgan_shapes() -> tuple[Shape, ...]:
     from gansparse.models import DCGANGenerator
 
     return tuple(tuple(p.shape) for p in DCGANGenerator().parameters())
+
+
+def unet_shapes() -> tuple[Shape, ...]:
+    """The parameters of the generator for pictures of 256 pixels."""
+    from gansparse.models import UNetGenerator
+
+    with torch.device("meta"):
+        return tuple(tuple(p.shape) for p in UNetGenerator().parameters())
 
 
 def _weights_only(shapes: tuple[Shape, ...]) -> tuple[float | None, ...]:

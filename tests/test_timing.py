@@ -1,0 +1,43 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Times that can be compared: how many rounds there are, and what a results file keeps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gansparse.testing import timing
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_no_round_begins_when_time_is_up_but_three_there_are() -> None:
+    count = {"a": 0, "b": 0}
+
+    def run(name: str) -> None:
+        count[name] += 1
+
+    candidates = {"a": lambda: run("a"), "b": lambda: run("b")}
+    few = timing.interleave(candidates, 40, seconds=0.0)
+    assert {name: len(times) for name, times in few.seconds.items()} == {"a": 3, "b": 3}
+    assert few.spread("a") >= 0
+    all_of_them = timing.interleave(candidates, 5)
+    assert [len(times) for times in all_of_them.seconds.values()] == [5, 5]
+    assert min(count.values()) > 0
+
+
+def test_new_rows_replace_those_of_their_case_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import harness
+
+    def row(op: str, case: str, value: str) -> dict[str, str]:
+        return {"op": op, "case": case, "median_ms": value}
+
+    path = tmp_path / "new" / "rows.csv"
+    harness.save_results([row("b", "one", "1"), row("b", "two", "2"), row("a", "one", "3")], path)
+    harness.save_results([row("b", "two", "4")], path)
+    found = {(r["op"], r["case"]): r["median_ms"] for r in harness.read_results(path)}
+    assert found == {("a", "one"): "3", ("b", "one"): "1", ("b", "two"): "4"}
