@@ -65,8 +65,9 @@ class TrainConfig:
         recipe: letter of Table 1.
         steps: optimizer steps of the generator.
         sparsity: share of zeros in the pruned weights, 0 <= s < 1.
-        granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
-        vector_size: output channels that share a pattern (granularity ``vector``).
+        granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
+        vector_size: output channels that share a pattern (granularity ``vector`` or ``block``; for
+            ``block`` the CUDA kernel takes 16 and 32).
         filters: what goes with a filter (granularity ``filter``). ``weights``: nothing; its channel
             becomes a constant. ``channels``: all that makes its channel, so that the generator
             shrinks the most, at some cost in quality: filters of layers that are added to it,
