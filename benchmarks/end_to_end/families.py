@@ -36,7 +36,7 @@ from typing import Any
 import torch
 from PIL import Image
 
-from gansparse.cli.compare import ComparisonBars, entries_of, finish, run_entries
+from gansparse.cli.compare import entries_of, finish, run_entries
 from gansparse.cli.options import choose_device, run_with_bar
 from gansparse.compress import RECIPES, TrainConfig, Trainer, default_steps, load_task
 from gansparse.compress.compare import Comparison, Entry, TaskSource
@@ -120,8 +120,8 @@ FAMILIES = {
         cpu=Profile(150, ONLY_D),
         gpu=Profile(150, ONLY_D),
         options={},
-        settings=("g_norm=running", "scope=layer", "lr_decay=cosine", "d_lr=1e-4"),
-        compress_steps=300,
+        settings=("g_norm=running", "scope=global", "lr_decay=cosine", "d_lr=1e-4"),
+        compress_steps=150,
     ),
 }
 
@@ -336,7 +336,7 @@ def as_trained(shop: Workshop, folder: Path, base: TrainConfig) -> Entry:
 
 
 def comparison_of(
-    shop: Workshop, name: str, bars: ComparisonBars, num_samples: int | None = None
+    shop: Workshop, name: str, bars: ProgressBars, num_samples: int | None = None
 ) -> Comparison:
     """A comparison around the family's trained pair, in a folder of that name."""
     options: dict[str, Any] = {}
@@ -357,7 +357,7 @@ def comparison_of(
 def compare(shop: Workshop, given: argparse.Namespace) -> int:
     """Runs `compress` or `techniques` and writes the report; the exit status."""
     family = shop.family
-    with ComparisonBars() as bars:
+    with ProgressBars() as bars:
         comparison = comparison_of(shop, given.command, bars, given.num_samples)
         steps = shop.steps or family.compress_steps or default_steps(comparison.task(shop.seed))
         base = TrainConfig(steps=steps, precision=shop.precision)

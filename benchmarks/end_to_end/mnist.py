@@ -20,9 +20,10 @@ from dataclasses import replace
 
 import torch
 
-from gansparse.cli.compare import ComparisonBars, finish, run_entries
+from gansparse.cli.compare import finish, run_entries
 from gansparse.compress import Reading, TrainConfig, default_steps, load_task
 from gansparse.compress.compare import Comparison, Entry
+from gansparse.progress import ProgressBars
 
 # One thing changed at a time, from the default reading.
 READINGS: dict[str, dict[str, object]] = {
@@ -83,7 +84,7 @@ def main() -> None:
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    with ComparisonBars() as bars:
+    with ProgressBars() as bars:
         comparison = Comparison(
             functools.partial(load_task, "dcgan", arguments.data),
             "lenet-mnist",

@@ -17,11 +17,12 @@ from pathlib import Path
 
 from families import FAMILIES, Workshop, comparison_of
 
-from gansparse.cli.compare import ComparisonBars, finish, run_entries
+from gansparse.cli.compare import finish, run_entries
 from gansparse.cli.options import choose_device
 from gansparse.compress import TrainConfig
 from gansparse.compress.compare import Entry
 from gansparse.errors import GansparseError
+from gansparse.progress import ProgressBars
 
 READINGS: dict[str, tuple[str, ...]] = {
     "chosen": (),
@@ -62,7 +63,7 @@ def main() -> None:
         )
         base = base.with_settings(FAMILIES["srgan"].settings)
         entries = [Entry(base.with_settings(READINGS[name]), label=name) for name in given.only]
-        with ComparisonBars() as bars:
+        with ProgressBars() as bars:
             comparison = comparison_of(shop, "readings", bars)
             run_entries(comparison, entries, bars)
         sys.exit(finish(comparison.out))

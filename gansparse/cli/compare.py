@@ -7,16 +7,13 @@ import functools
 import inspect
 import os
 import re
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
 from gansparse.cli.options import (
     AttributesOption,
@@ -40,14 +37,13 @@ from gansparse.cli.options import (
     pictures,
 )
 from gansparse.errors import InputError
+from gansparse.progress import ProgressBars
 
 if TYPE_CHECKING:
     import torch
 
     from gansparse.compress.compare import Comparison, Entry
     from gansparse.compress.config import TrainConfig
-
-_LINE_EVERY = 15.0  # seconds between two lines about the same piece, where there is no terminal
 
 
 def compare(
@@ -160,7 +156,7 @@ def compare(
     )
     second = source(generator=yardstick, scoring=True, seed=0).generator if yardstick else None
     source = functools.partial(source, generator=generator, discriminator=discriminator)
-    with _stoppable(), ComparisonBars() as bars:
+    with _stoppable(), ProgressBars() as bars:
         comparison = Comparison(
             source,
             extractor or default_extractor(task.value),
@@ -282,7 +278,7 @@ def entries_of(
 def run_entries(
     comparison: Comparison,
     entries: Sequence[Entry],
-    bars: ComparisonBars,
+    bars: ProgressBars,
     *,
     processes: int = 0,
     threads: int = 0,
@@ -338,94 +334,6 @@ def finish(out: Path) -> int:
     typer.echo(f"report  {path.resolve()}")
     typer.echo(f"tables  {path.with_suffix('.csv').resolve()}, {path.with_suffix('.md').name}")
     return 2 if report.failures else 0
-
-
-class ComparisonBars:
-    """Progress of a comparison: all runs, and the present piece of work of each process.
-
-    Live bars on a terminal, a line now and then elsewhere; each with the time left.
-
-    Args:
-        console: where to draw; default: standard error, so that results can be piped.
-    """
-
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(stderr=True)
-        self._progress = Progress(
-            TextColumn("{task.description:<40}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[left]}"),
-            console=self.console,
-            disable=not self.console.is_terminal,
-        )
-        self._lanes: dict[int, Lane] = {}
-        self._runs: Lane | None = None
-
-    def __enter__(self) -> ComparisonBars:
-        self._progress.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        self._progress.stop()
-
-    def lane(self, number: int) -> Lane:
-        """The bar of a process: a watcher for its comparison."""
-        return self._lanes.setdefault(number, Lane(self._progress, self.console))
-
-    def runs(self, done: float, total: int) -> None:
-        """So many of the runs are done, shares of those under way counted."""
-        if self._runs is None:
-            self._runs = Lane(self._progress, self.console)
-            self._runs.start("all runs", total, found=done)
-        self._runs.advance(done)
-
-
-class Lane:
-    """One bar, or one line now and then, of one piece of work after another."""
-
-    def __init__(self, progress: Progress, console: Console) -> None:
-        self._progress, self._console = progress, console
-        self._bar: TaskID | None = None
-        self._label, self._total, self._found, self._ended = "", 0.0, 0.0, False
-        self._began = self._told = 0.0
-
-    def start(self, label: str, total: int, found: float = 0.0) -> None:
-        """A piece of work of ``total`` steps begins, of which some were done before."""
-        self._label, self._total, self._found, self._ended = label, total, found, False
-        self._began = self._told = time.monotonic()
-        if self._bar is None:
-            self._bar = self._progress.add_task(label, total=total, left="")
-        self._progress.reset(self._bar, description=label, total=total, completed=0, left="")
-        if not self._console.is_terminal:
-            self._console.print(f"{label}: {found:.4g}/{total}", highlight=False)
-
-    def advance(self, done: float) -> None:
-        """``done`` of its steps are done."""
-        now = time.monotonic()
-        left = self._left(done, now - self._began)
-        if self._bar is not None:
-            self._progress.update(self._bar, completed=done, left=left)
-        ends = done >= self._total
-        due = (now - self._told >= _LINE_EVERY or ends) and not self._ended
-        if not self._console.is_terminal and due:
-            text = f"{self._label}: {int(done)}/{self._total:.0f}, {left}".rstrip(", ")
-            self._console.print(text, highlight=False)
-            self._told, self._ended = now, ends
-
-    def _left(self, done: float, seconds: float) -> str:
-        from gansparse.report.table import duration
-
-        if done >= self._total:
-            return f"took {duration(seconds)}"
-        if done <= self._found:
-            return ""
-        return f"{duration(seconds / (done - self._found) * (self._total - done))} left"
 
 
 @contextmanager

@@ -197,7 +197,7 @@ def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
 
     log = tensorboard_logger(trainer.out) if tensorboard else None
     with ProgressBars() as bars:
-        bars.start(label, trainer.config.steps)
+        bars.start(label, trainer.config.steps, found=trainer.step)
 
         def on_step(row: dict[str, Any]) -> None:
             bars.advance(row["step"] + 1)

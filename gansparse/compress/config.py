@@ -185,15 +185,23 @@ class TrainConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> TrainConfig:
-        """The inverse of `to_dict`."""
+        """The inverse of `to_dict`.
+
+        Raises:
+            InputError: a field is unknown or missing: then another version wrote the values, and
+                with today's defaults it would be another run.
+        """
         known = {f.name for f in dataclasses.fields(cls)}
-        unknown = sorted(set(values) - known)
-        if unknown:
-            raise InputError(f"configuration holds unknown fields {unknown}")
+        for problem, names in (("unknown", set(values) - known), ("no", known - set(values))):
+            if names:
+                raise InputError(
+                    f"configuration of another version of gansparse, with {problem} fields "
+                    f"{sorted(names)}: go on with that version, or start anew in another folder"
+                )
         fields = dict(values)
-        fields["reading"] = Reading(**fields.get("reading", {}))
+        fields["reading"] = Reading(**fields["reading"])
         for name in ("include", "exclude"):
-            fields[name] = tuple(fields.get(name, ()))
+            fields[name] = tuple(fields[name])
         return cls(**fields)
 
 

@@ -92,16 +92,16 @@ def make_pruner(
         return None
     granularity: Any = config.granularity  # the pruner refuses what it doesn't know
     scope: Any = "layer" if granularity == "2:4" else config.scope
-    channels, note = None, ""
-    if task is not None and granularity == "filter" and config.filters == "channels":
-        try:
-            channels = generator_channels(module, task)
-        except InputError as error:
-            note = f"removed filters leave their bias and norm behind: {error}"
-    effects = None
-    if task is not None and config.criterion == "effect":
+    channels, effects, note = None, None, ""
+    if task is not None:
         batch = first_batch(module, task)
-        effects = measure_effects(module, lambda generator: task.generate(generator, batch))
+        if granularity == "filter" and config.filters == "channels":
+            try:
+                channels = generator_channels(module, task, batch)
+            except InputError as error:
+                note = f"removed filters leave their bias and norm behind: {error}"
+        if config.criterion == "effect":
+            effects = measure_effects(module, lambda generator: task.generate(generator, batch))
     pruner = Pruner(
         module,
         config.sparsity,
@@ -124,8 +124,8 @@ def first_batch(module: nn.Module, task: GANTask) -> Batch:
     return {key: value.to(device) for key, value in task.batch(0).items()}
 
 
-def generator_channels(module: nn.Module, task: GANTask) -> FilterChannels:
-    """The channels of the task's generator, or of each of its generators.
+def generator_channels(module: nn.Module, task: GANTask, batch: Batch) -> FilterChannels:
+    """The channels of the task's generator, or of each of its generators, as the batch runs them.
 
     Raises:
         InputError: one of them can't be traced.
@@ -141,7 +141,6 @@ def generator_channels(module: nn.Module, task: GANTask) -> FilterChannels:
 
         return hook
 
-    batch = first_batch(module, task)
     hooks = [p.register_forward_pre_hook(note(n), with_kwargs=True) for n, p in parts.items()]
     with torch.no_grad():
         task.generate(whole, batch)

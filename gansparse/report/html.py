@@ -13,11 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from gansparse.files import atomic_file
+from gansparse.progress import duration
 from gansparse.report.document import Group, Report, load_report
 from gansparse.report.panels import Panels
 from gansparse.report.table import (
     columns,
-    duration,
     failure_lines,
     headline,
     markdown_page,

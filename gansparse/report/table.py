@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
+from gansparse.progress import duration
 from gansparse.report.document import Group, Report, percent
 
 if TYPE_CHECKING:
@@ -213,22 +214,6 @@ def _known(value: float | None) -> list[float]:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
-
-
-def duration(seconds: float | None) -> str:
-    """Seconds for reading: "42 s", "3 min 20 s", "2 h 05 min".
-
-    >>> duration(200.0)
-    '3 min 20 s'
-    """
-    if seconds is None:
-        return "–"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{seconds:.2g} s" if whole < 10 else f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 def _count(number: object) -> str:

@@ -2,7 +2,6 @@
 """`gansparse compare` and `gansparse sweep`: what is run of which options, and how it ends."""
 
 import csv
-import io
 import json
 import os
 import signal
@@ -13,12 +12,10 @@ import time
 import numpy as np
 import pytest
 import torch
-from rich.console import Console
 from typer.testing import CliRunner
 
 from gansparse.cli import app
 from gansparse.cli.compare import (
-    ComparisonBars,
     devices_for,
     entries_of,
     parse_techniques,
@@ -196,41 +193,3 @@ def test_devices(monkeypatch):
     assert devices_for(torch.device("cuda:1"), 0) == [torch.device("cuda:1")]
     assert devices_for(torch.device("cpu"), 0) == [torch.device("cpu")]
     assert devices_for(torch.device("cpu"), 2) == [torch.device("cpu")] * 2
-
-
-def test_lines_tell_what_is_done_and_left(monkeypatch):
-    now = [0.0]
-    monkeypatch.setattr(time, "monotonic", lambda: now[0])
-    text = io.StringIO()
-    with ComparisonBars(Console(file=text, width=100)) as bars:
-        bars.runs(2, 6)
-        lane = bars.lane(1)
-        assert bars.lane(1) is lane
-        lane.start("b element 0.5", 100)
-        for second, done in ((5, 10), (20, 25), (25, 30), (40, 100)):
-            now[0] = second
-            lane.advance(done)
-            bars.runs(2 + done / 100, 6)
-    assert text.getvalue().splitlines() == [
-        "all runs: 2/6",
-        "b element 0.5: 0/100",
-        "b element 0.5: 25/100, 1 min 00 s left",
-        "all runs: 2/6, 5 min 00 s left",
-        "b element 0.5: 100/100, took 40 s",
-        "all runs: 3/6, 2 min 00 s left",
-    ]
-
-
-def test_live_bars_on_a_terminal():
-    text = io.StringIO()
-    console = Console(file=text, width=120, force_terminal=True)
-    with ComparisonBars(console) as bars:
-        bars.runs(0, 2)
-        for label in ("b element 0.5", "d element 0.5"):
-            bars.lane(0).start(label, 10)
-            bars.lane(0).advance(10)
-        bars.runs(2, 2)
-    last = text.getvalue().rsplit("all runs", 1)[1]
-    assert "2/2" in last
-    assert "d element 0.5" in last
-    assert "b element 0.5" not in last, "one bar a process, not one a run"

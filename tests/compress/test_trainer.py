@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import json
 
 import pytest
 import torch
@@ -261,3 +262,14 @@ def test_a_run_in_two_parts_ends_as_one_in_one(key, tmp_path):
         values = b.state_dict()
         assert all(torch.equal(value, values[name]) for name, value in a.state_dict().items())
     assert resumed.history == whole.history
+
+
+def test_a_configuration_of_another_version_is_refused():
+    config = TrainConfig(recipe="d", include=("conv*",), reading=Reading(d_update="fixed"))
+    values = json.loads(json.dumps(config.to_dict()))
+    assert TrainConfig.from_dict(values) == config
+    with pytest.raises(InputError, match=r"with unknown fields \['later'\]"):
+        TrainConfig.from_dict(values | {"later": 1})
+    del values["criterion"]
+    with pytest.raises(InputError, match=r"with no fields \['criterion'\]"):
+        TrainConfig.from_dict(values)

@@ -5,7 +5,6 @@ import csv
 import io
 import json
 
-import pytest
 from made_up import make_run
 from rich.console import Console
 
@@ -17,7 +16,7 @@ from gansparse.report import (
     to_csv,
     to_markdown,
 )
-from gansparse.report.table import columns, duration, table_rows
+from gansparse.report.table import columns, table_rows
 
 
 def plain(text):
@@ -100,17 +99,6 @@ def test_headline_without_ours_or_rivals(edit):
     assert "one-shot pruning, fine-tuning reaches FID" in text
     assert "after" not in text
     assert "best" not in text
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [
-        (None, "–"), (0.0, "0 s"), (4.26, "4.3 s"), (9.7, "10 s"), (59.4, "59 s"),
-        (59.6, "1 min 00 s"), (3599.7, "1 h 00 min"), (7500, "2 h 05 min"),
-    ],
-)  # fmt: skip
-def test_duration(seconds, text):
-    assert duration(seconds) == text
 
 
 def add_scores_and_a_failure(document):
