@@ -19,6 +19,7 @@ LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 FILTERS = ("weights", "channels")
 CRITERIA = ("effect", "magnitude")
+ORDERS = ("searched", "given")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,10 @@ class TrainConfig:
             ``include`` names it.
         criterion: which weights go first. ``effect``: those that add least to their layer's
             normalised output (see `measure_effects`); ``magnitude``: the smallest, as in the paper.
+        order: of the generator's channels (granularity ``2:4``, which keeps two of four
+            neighbours). ``searched``: that in which most is kept, see `permute_channels`; the
+            networks compute the same, but the weights stand in other places than G_O's.
+            ``given``: as they are.
         bits: of one weight, in technique m, which quantizes and does not prune.
         scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
             ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
@@ -102,6 +107,7 @@ class TrainConfig:
     vector_size: int = 16
     filters: str = "weights"
     criterion: str = "effect"
+    order: str = "searched"
     bits: int = 4
     scope: str = "erk"
     include: tuple[str, ...] = ()
@@ -131,6 +137,7 @@ class TrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("filters", self.filters, FILTERS)
         _one_of("criterion", self.criterion, CRITERIA)
+        _one_of("order", self.order, ORDERS)
         _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
         _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
         _in_range("lambda_", self.lambda_, 0.0, math.inf)

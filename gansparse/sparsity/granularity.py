@@ -265,8 +265,13 @@ def keep_highest_each(scores: Sequence[Tensor], prune: Sequence[int]) -> list[Te
     for kind in dict.fromkeys((score.device, score.dtype) for score in scores):
         if kind[0].type in _BY_OP:
             own = [i for i, score in enumerate(scores) if (score.device, score.dtype) == kind]
-            taken = ([each[i] for i in own] for each in (scores, kept, prune))
-            mask_update(*taken, magnitude=False, monotone=False)
+            mask_update(
+                [scores[i] for i in own],
+                [kept[i] for i in own],
+                [prune[i] for i in own],
+                magnitude=False,
+                monotone=False,
+            )
     return kept
 
 

@@ -57,7 +57,7 @@ def kept_by_two_of_four(
         >>> kept_by_two_of_four(torch.tensor([[4.0, 3.0, 2.0, 1.0]]))
         7.0
     """
-    fours = scores.double().unflatten(1, (-1, 4))
+    fours = torch.unflatten(scores.double(), 1, (-1, 4))
     return float(fours.topk(2, dim=2).values.sum())
 
 

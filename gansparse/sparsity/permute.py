@@ -214,7 +214,7 @@ def _scores(
     for place, channel in enumerate(reads):
         places[channel].append(place)
     at = torch.tensor([places[channel] for channel in own], device=magnitude.device)  # [own, times]
-    taken = magnitude[0][:, at.T.flatten()].unflatten(1, at.T.shape)  # [O, times, own, T]
+    taken = torch.unflatten(magnitude[0][:, at.T.flatten()], 1, at.T.shape)  # [O, times, own, T]
     return taken.permute(0, 1, 3, 2).flatten(0, 2) / (float(magnitude.mean()) or 1.0)
 
 

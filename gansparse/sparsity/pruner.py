@@ -47,7 +47,7 @@ class Pruner:
             layer: the first selector that matches counts, and a layer that none matches stays
             dense. ``2:4`` takes 0.5 or 0.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``; see
-            `gansparse.sparsity.granularity`.
+            `gansparse.sparsity.granularity`. `permute_channels` first lets ``2:4`` keep more.
         schedule: a schedule or its name; ``AGP()`` if None.
         include: layers to prune, by name pattern, class or class name; None: all convolutions.
         exclude: layers to leave dense, named the same way.

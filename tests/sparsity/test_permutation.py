@@ -92,6 +92,14 @@ def test_repeats_itself_and_stops_in_time():
     assert straight.after >= short.after == kept_by_two_of_four(scores[:, short.order])
 
 
+@pytest.mark.cuda
+def test_searches_on_cuda():
+    scores = scores_of(300, 64)
+    found = search_permutation(scores.cuda(), rounds=3)
+    assert found.after > found.before
+    assert found.after == pytest.approx(kept_by_two_of_four(scores[:, found.order]), rel=1e-12)
+
+
 @pytest.mark.parametrize("shape", [(3, 4), (3, 0), (0, 8), (2, 16)])
 def test_nothing_to_gain(shape):
     found = search_permutation(torch.ones(shape))
