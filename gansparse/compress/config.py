@@ -19,7 +19,7 @@ LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 FILTERS = ("weights", "channels")
 CRITERIA = ("effect", "magnitude")
-ORDERS = ("searched", "given")
+ORDERS = ("given", "searched")
 
 
 @dataclass(frozen=True)
@@ -77,9 +77,9 @@ class TrainConfig:
         criterion: which weights go first. ``effect``: those that add least to their layer's
             normalised output (see `measure_effects`); ``magnitude``: the smallest, as in the paper.
         order: of the generator's channels (granularity ``2:4``, which keeps two of four
-            neighbours). ``searched``: that in which most is kept, see `permute_channels`; the
-            networks compute the same, but the weights stand in other places than G_O's.
-            ``given``: as they are.
+            neighbours). ``given``: as they are; ``searched``: that in which most of the criterion
+            is kept, see `permute_channels`. The network is the same, with its weights in other
+            places. More is kept indeed, but the pictures are better for it only at times.
         bits: of one weight, in technique m, which quantizes and does not prune.
         scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
             ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
@@ -107,7 +107,7 @@ class TrainConfig:
     vector_size: int = 16
     filters: str = "weights"
     criterion: str = "effect"
-    order: str = "searched"
+    order: str = "given"
     bits: int = 4
     scope: str = "erk"
     include: tuple[str, ...] = ()

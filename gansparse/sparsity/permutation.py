@@ -27,6 +27,9 @@ from torch import Tensor
 
 from gansparse.errors import InputError
 
+#: No climb has needed a tenth of these; rounding shall not make one endless.
+_SWEEPS = 1000
+
 #: Share of the fours that random exchanges change before a further round.
 _SHAKEN = 1 / 8
 
@@ -64,7 +67,7 @@ def kept_by_two_of_four(
 def search_permutation(
     scores: Tensor,  # [R, C], ≥ 0
     *,
-    rounds: int = 20,
+    rounds: int = 10,
     time_limit: float = math.inf,
     seed: int = 0,
 ) -> Permutation:
@@ -73,8 +76,8 @@ def search_permutation(
     Args:
         scores: what each weight is worth; float, on any device; C a multiple of 4.
         rounds: how often the search goes on from the best order, shaken; 0: only straight uphill.
-        time_limit: seconds after which the best so far is returned. Where it isn't reached, the
-            result depends on nothing but scores, rounds and seed.
+        time_limit: seconds after which the best so far is returned, looked at after each sweep.
+            Where it isn't reached, the result depends on nothing but scores, rounds and seed.
         seed: of the shaking.
 
     Raises:
@@ -152,7 +155,7 @@ class _Climb:
         """Exchange columns while that gains anything; False if there was no time for it."""
         # What the rounding of a sum of R may pretend to gain.
         noise = torch.finfo(self.columns.dtype).eps * self.columns.shape[1] ** 0.5
-        while True:
+        for _ in range(_SWEEPS):
             values = self.values[self.order][:, self.order]
             kept = values.diagonal()
             both = kept[:, None] + kept
@@ -166,6 +169,7 @@ class _Climb:
             self.renew(changed)
             if time.monotonic() > deadline:
                 return False
+        return True
 
     def _exchange(self, gain: Tensor, which: Tensor) -> list[int]:
         """The best exchanges that share no four; the fours that they change."""

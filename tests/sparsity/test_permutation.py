@@ -114,7 +114,7 @@ def test_nothing_to_gain(shape):
         ({"scores": torch.ones(8)}, r"got torch.float32 \[8\]"),
         ({"scores": torch.ones(2, 8).int()}, "got torch.int32"),
         ({"rounds": -1}, "must be ≥ 0, got -1"),
-        ({"time_limit": math.nan}, "got 20 and nan"),
+        ({"time_limit": math.nan}, "got 10 and nan"),
     ],
 )
 def test_refuses(arguments, message):
