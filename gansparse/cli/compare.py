@@ -59,7 +59,7 @@ def compare(
         typer.Option(
             "--granularity",
             "--granularities",
-            help="Of element, vector, kernel, filter and 2:4: element, or element,filter.",
+            help="Of element, vector, block, kernel, filter, 2:4: element, or element,filter.",
         ),
     ] = "element",
     seeds: Annotated[

@@ -45,7 +45,7 @@ def compress(
     data: PicturesOption = None,
     sparsity: Annotated[float, typer.Option(help="Share of zeros, 0 <= s < 1.")] = 0.75,
     granularity: Annotated[
-        str, typer.Option(help="element, vector, kernel, filter or 2:4.")
+        str, typer.Option(help="element, vector, block, kernel, filter or 2:4.")
     ] = "element",
     recipe: Annotated[str, typer.Option(help="Technique of Table 1; b is self-supervised.")] = "b",
     steps: Annotated[

@@ -131,7 +131,7 @@ def compress(
         task: a `GANTask`, or the name of one that comes with the package.
         data: with a name: where its pictures are.
         sparsity: share of zeros in the pruned weights.
-        granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
+        granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
         recipe: technique of Yu & Pool 2020, Table 1; ``b`` is the paper's own.
         steps: generator steps; default: a tenth of the original training.
         seed: of everything random.

@@ -19,6 +19,7 @@ LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 FILTERS = ("weights", "channels")
 CRITERIA = ("effect", "magnitude")
+ORDERS = ("given", "searched")
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,9 @@ class TrainConfig:
         recipe: letter of Table 1.
         steps: optimizer steps of the generator.
         sparsity: share of zeros in the pruned weights, 0 <= s < 1.
-        granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
-        vector_size: output channels that share a pattern (granularity ``vector``).
+        granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
+        vector_size: output channels that share a pattern (granularity ``vector`` or ``block``; for
+            ``block`` the CUDA kernel takes 16 and 32).
         filters: what goes with a filter (granularity ``filter``). ``weights``: nothing; its channel
             becomes a constant. ``channels``: all that makes its channel, so that the generator
             shrinks the most, at some cost in quality: filters of layers that are added to it,
@@ -74,6 +76,10 @@ class TrainConfig:
             ``include`` names it.
         criterion: which weights go first. ``effect``: those that add least to their layer's
             normalised output (see `measure_effects`); ``magnitude``: the smallest, as in the paper.
+        order: of the generator's channels (granularity ``2:4``, which keeps two of four
+            neighbours). ``given``: as they are; ``searched``: that in which most of the criterion
+            is kept, see `permute_channels`. The network is the same, with its weights in other
+            places. More is kept indeed, but the pictures are better for it only at times.
         bits: of one weight, in technique m, which quantizes and does not prune.
         scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
             ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
@@ -101,6 +107,7 @@ class TrainConfig:
     vector_size: int = 16
     filters: str = "weights"
     criterion: str = "effect"
+    order: str = "given"
     bits: int = 4
     scope: str = "erk"
     include: tuple[str, ...] = ()
@@ -130,6 +137,7 @@ class TrainConfig:
         _one_of("precision", self.precision, PRECISIONS)
         _one_of("filters", self.filters, FILTERS)
         _one_of("criterion", self.criterion, CRITERIA)
+        _one_of("order", self.order, ORDERS)
         _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
         _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
         _in_range("lambda_", self.lambda_, 0.0, math.inf)

@@ -17,11 +17,13 @@ from gansparse.compress.recipes import Recipe
 from gansparse.errors import InputError
 from gansparse.sparsity import (
     AGP,
+    Effect,
     FilterChannels,
     OneShot,
     Pruner,
     filter_channels,
     measure_effects,
+    permute_channels,
 )
 from gansparse.sparsity.layers import find_layers, select_layers
 from gansparse.tasks.gan import Batch, GANTask
@@ -79,7 +81,8 @@ def make_pruner(
     """The pruner of the row's schedule; None where nothing is pruned.
 
     Args:
-        module: to prune.
+        module: to prune; at granularity 2:4 its channels may come into another order, see
+            `reorder_channels`.
         recipe: the row.
         config: what the row leaves open.
         task: whose generator the module is; None where it is no generator, so that its weights'
@@ -94,6 +97,8 @@ def make_pruner(
     scope: Any = "layer" if granularity == "2:4" else config.scope
     channels, effects, note = None, None, ""
     if task is not None:
+        if granularity == "2:4" and config.order == "searched" and recipe.objective != "layers":
+            note = reorder_channels(module, config, task)
         batch = first_batch(module, task)
         if granularity == "filter" and config.filters == "channels":
             try:
@@ -118,6 +123,33 @@ def make_pruner(
     return pruner
 
 
+def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask) -> str:
+    """Put channels into the order in which 2:4 keeps most, as the configuration scores weights.
+
+    The same module and configuration come to the same order. Technique l, which compares inner
+    layers of G_O and G_C channel by channel, does without.
+
+    Returns:
+        Why the order is as it was, if it is.
+    """
+    batch = first_batch(module, task)
+    effects: dict[str, Effect] = {}
+    if config.criterion == "effect":
+        effects = measure_effects(module, lambda generator: task.generate(generator, batch))
+    pruned = select_layers(find_layers(module), config.include or None, config.exclude)
+    for name, inputs in generator_calls(module, task, batch).items():
+        prefix = f"{name}." if name else ""
+        own = [x.name.removeprefix(prefix) for x in pruned if x.name.startswith(prefix)]
+        known = {k.removeprefix(prefix): v for k, v in effects.items() if k.startswith(prefix)}
+        try:
+            if own:
+                part = module.get_submodule(name)
+                permute_channels(part, *inputs, include=own, effects=known, seed=config.seed)
+        except InputError as error:
+            return f"2:4 takes the channels in the order that they had: {error}"
+    return ""
+
+
 def first_batch(module: nn.Module, task: GANTask) -> Batch:
     """The task's first batch, where the module is."""
     device = next(module.parameters()).device
@@ -130,6 +162,14 @@ def generator_channels(module: nn.Module, task: GANTask, batch: Batch) -> Filter
     Raises:
         InputError: one of them can't be traced.
     """
+    calls = generator_calls(module, task, batch)
+    return FilterChannels.joined(
+        {name: filter_channels(module.get_submodule(name), *x) for name, x in calls.items()}
+    )
+
+
+def generator_calls(module: nn.Module, task: GANTask, batch: Batch) -> dict[str, tuple[Any, ...]]:
+    """What the batch calls the task's generator with, or by name each of its generators."""
     whole = copy.deepcopy(module).eval()
     parts = dict(whole.items()) if isinstance(whole, nn.ModuleDict) else {"": whole}
     calls: dict[str, tuple[Any, ...]] = {}
@@ -146,9 +186,7 @@ def generator_channels(module: nn.Module, task: GANTask, batch: Batch) -> Filter
         task.generate(whole, batch)
     for hook in hooks:
         hook.remove()
-    return FilterChannels.joined(
-        {name: filter_channels(part, *calls[name]) for name, part in parts.items() if name in calls}
-    )
+    return calls
 
 
 def critic_pruner(module: nn.Module, recipe: Recipe, config: TrainConfig) -> Pruner | None:

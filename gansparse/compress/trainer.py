@@ -106,7 +106,6 @@ class Trainer:
         self.g_c = distributed.synchronised_norms(self.g_c, self.device)
         self.d = self.d and distributed.synchronised_norms(self.d, self.device)
         quantize_networks(self.g_c, self.d, recipe, config)
-        self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
         d_update = d_update_rule(recipe, config)
         self.objective = Objective(task, recipe, config, d_update)
         self.pool = ImagePool(task.pool_size, config.seed)
@@ -118,6 +117,7 @@ class Trainer:
 
         # Pruning and optimizers. The masks live in the optimizer step.
         self.pruner = make_pruner(self.g_c, recipe, config, task)
+        self.ema = copy.deepcopy(self.g_c).requires_grad_(False) if config.ema else None
         self.pruner_d = None if self.d is None else critic_pruner(self.d, recipe, config)
         self._sparsity = 0.0
         lr = task.lr if config.lr is None else config.lr

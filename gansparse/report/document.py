@@ -22,7 +22,7 @@ class Run:
     Args:
         key: letter of the technique in Yu & Pool 2020, Table 1.
         technique: its name.
-        granularity: element, vector, kernel, filter or 2:4.
+        granularity: element, vector, block, kernel, filter or 2:4.
         sparsity: the target, 0 to 1.
         fid: Fréchet distance to the real pictures; the mean over the task's views.
         scores: further ones by name: "FID a to b" of each view, where there are several, and what

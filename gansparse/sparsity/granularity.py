@@ -1,23 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks: which weights of one layer stay, at five granularities and with exact counts.
+"""Masks: which weights of one layer stay, at six granularities and with exact counts.
 
 A layer's weight is first brought into one form, ``[G, O, C, T]``: G convolution groups, O output
 and C input channels *of a group*, T = R·S taps. A granularity then says which of these weights live
 and die together; such a set is a *unit*, and its score is the mean magnitude of its weights:
 
-============ ================================================== ==================
+============ ================================================== ========================
 granularity  one unit                                           scores
-============ ================================================== ==================
+============ ================================================== ========================
 ``element``  one weight                                         ``[G, O, C, T]``
 ``vector``   one tap of one input channel, in a block of V      ``[G, ⌈O/V⌉, C, T]``
              neighbouring output channels (the last block of a
              layer may be smaller)
+``block``    one tap of V neighbouring output and 8 neighbouring ``[G, ⌈O/V⌉, ⌈C/8⌉, T]``
+             input channels (the last ones of a layer may be
+             fewer): with V 16 or 32 what tensor cores skip
 ``kernel``   the T taps between one input and one output        ``[G, O, C]``
 ``filter``   all weights of one output channel                  ``[G, O]``
 ``2:4``      four neighbouring input channels at one tap, which ``[G, O, C//4, T]``
              lose their two smallest weights; the last C % 4
              channels stay dense
-============ ================================================== ==================
+============ ================================================== ========================
 
 Three rules hold everywhere. *Exact*: ``round(sparsity · units)`` units go, the lowest scores first,
 equal scores by index. *Never empty*: the best unit of a layer stays, whatever the rounding says.
@@ -27,6 +30,7 @@ equal scores by index. *Never empty*: the best unit of a layer stays, whatever t
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -34,11 +38,19 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gansparse import _C
 from gansparse.errors import InputError
+from gansparse.ops import mask_update
 
-Granularity = Literal["element", "vector", "kernel", "filter", "2:4"]
+Granularity = Literal["element", "vector", "block", "kernel", "filter", "2:4"]
 Norm = Literal["l1", "l2"]
 GRANULARITIES: tuple[str, ...] = get_args(Granularity)
+
+#: Input channels of one ``block``: what `gansparse.ops.pack_tiles_conv2d` keeps or leaves out.
+BLOCK_CHANNELS = 8
+
+#: Devices on which `gansparse.ops.mask_update` selects; on the CPU it isn't faster than the below.
+_BY_OP = {"cuda"} if _C.build_info()["cuda"] else set()
 
 #: The score of a unit that an earlier mask has pruned: below every magnitude.
 _GONE = -1.0
@@ -50,9 +62,9 @@ class Pattern:
 
     Args:
         granularity: one of ``GRANULARITIES``.
-        vector_size: output channels that share one pattern; only ``vector`` reads it.
+        vector_size: output channels that share one pattern, V; ``vector`` and ``block`` read it.
         norm: ``l1`` scores a unit by the mean of ``|w|``, ``l2`` by the mean of ``w²``. A mean and
-            not a sum, so that the smaller last block of ``vector`` competes on equal terms.
+            not a sum, so that the smaller last units of a layer compete on equal terms.
     """
 
     granularity: Granularity = "element"
@@ -91,16 +103,13 @@ class Pattern:
         weighed = magnitude.double()
         if self.norm == "l2":
             weighed = weighed.square()
-        if self.granularity == "vector":
-            size = self.vector_size
-            blocks = -(-out // size)
-            padding = (0, 0, 0, 0, 0, blocks * size - out)
-            padded = F.pad(weighed, padding).view(groups, blocks, size, channels, taps)
-            rows = torch.full((blocks, 1, 1), size, dtype=torch.float64, device=magnitude.device)
-            if blocks:
-                rows[-1] = out - (blocks - 1) * size
-            mean = padded.sum(dim=2) / rows
-            return mean.masked_fill_(gone[:, ::size], _GONE)
+        if tile := self._tile():
+            rows, columns = tile
+            sizes = self._tile_sizes(magnitude)  # [⌈O/rows⌉, ⌈C/columns⌉, 1]
+            padded = F.pad(weighed, (0, 0, 0, -channels % columns, 0, -out % rows))
+            tiles = padded.view(groups, sizes.shape[0], rows, sizes.shape[1], columns, taps)
+            mean = tiles.sum(dim=(2, 4)) / sizes
+            return mean.masked_fill_(gone[:, ::rows, ::columns], _GONE)
         if self.granularity == "kernel":
             return weighed.mean(dim=3).masked_fill_(gone.all(dim=3), _GONE)
         return weighed.mean(dim=(2, 3)).masked_fill_(gone.all(dim=3).all(dim=2), _GONE)
@@ -117,8 +126,10 @@ class Pattern:
         """
         if self.granularity == "element":
             return kept
-        if self.granularity == "vector":
-            return kept.repeat_interleave(self.vector_size, dim=1)[:, : magnitude.shape[1]]
+        if tile := self._tile():
+            _, out, channels, _ = magnitude.shape
+            mask = kept.repeat_interleave(tile[0], dim=1)[:, :out]
+            return mask.repeat_interleave(tile[1], dim=2)[:, :, :channels]
         if self.granularity == "kernel":
             return kept[..., None].expand_as(magnitude)
         if self.granularity == "filter":
@@ -131,13 +142,24 @@ class Pattern:
 
     def weights_per_unit(self, scores: Tensor, magnitude: Tensor) -> Tensor:
         """How many weights pruning each unit removes: int64, the shape of ``scores``."""
-        _, out, channels, taps = magnitude.shape
-        if self.granularity == "vector":
-            rows = torch.full_like(scores, self.vector_size, dtype=torch.int64)
-            rows[:, -1:] = out - (scores.shape[1] - 1) * self.vector_size
-            return rows
+        if self._tile():
+            return self._tile_sizes(magnitude).expand_as(scores)
+        channels, taps = magnitude.shape[2:]
         each = {"element": 1, "kernel": taps, "filter": channels * taps, "2:4": 2}
         return torch.full_like(scores, each[self.granularity], dtype=torch.int64)
+
+    def _tile(self) -> tuple[int, int] | None:
+        """Output and input channels of a unit that is smaller than its kernels, or None."""
+        tiles = {"vector": (self.vector_size, 1), "block": (self.vector_size, BLOCK_CHANNELS)}
+        return tiles.get(self.granularity)
+
+    def _tile_sizes(self, magnitude: Tensor) -> Tensor:
+        """Weights of each such unit, int64 [⌈O/rows⌉, ⌈C/columns⌉, 1]: fewer at the far ends."""
+        rows, columns = (
+            (count - torch.arange(0, count, size, device=magnitude.device)).clamp(max=size)
+            for count, size in zip(magnitude.shape[1:3], self._tile() or (), strict=True)
+        )
+        return (rows[:, None] * columns)[..., None]
 
 
 def make_mask(
@@ -163,7 +185,7 @@ def make_mask(
         transposed: the weight belongs to a transposed convolution, whose filters lie along
             dimension 1.
         groups: the convolution's groups. Units never cross a group.
-        vector_size: output channels of one ``vector``.
+        vector_size: output channels of one ``vector`` or ``block``.
         norm: score of a group of weights, mean ``|w|`` (l1) or mean ``w²`` (l2).
         previous: an earlier mask of this weight at the same granularity; what it prunes stays
             pruned.
@@ -185,8 +207,8 @@ def make_mask(
     sparsity = check_sparsity(sparsity, granularity)
     magnitude = unit_form(weight, transposed=transposed, groups=groups, previous=previous)
     scores = pattern.scores(magnitude)
-    kept = keep_highest(scores, units_to_prune(sparsity, scores.numel(), granularity))
-    mask = pattern.expand(kept, magnitude)
+    kept = keep_highest_each([scores], [units_to_prune(sparsity, scores.numel(), granularity)])
+    mask = pattern.expand(kept[0], magnitude)
     return weight_form(mask, weight, transposed=transposed, groups=groups)
 
 
@@ -226,6 +248,31 @@ def keep_highest(scores: Tensor, prune: int) -> Tensor:
         ties = (flat == threshold).nonzero().flatten()
         kept[ties[-spared:]] = True
     return kept.view(scores.shape)
+
+
+def keep_highest_each(scores: Sequence[Tensor], prune: Sequence[int]) -> list[Tensor]:
+    """`keep_highest` for each of several tensors; on CUDA at once, without waiting for the device.
+
+    >>> keep_highest_each([torch.tensor([3.0, 1.0]), torch.ones(3)], [1, 2])
+    [tensor([ True, False]), tensor([False, False,  True])]
+    """
+    kept = [
+        torch.empty_like(score, dtype=torch.bool)
+        if score.device.type in _BY_OP
+        else keep_highest(score, count)
+        for score, count in zip(scores, prune, strict=True)
+    ]
+    for kind in dict.fromkeys((score.device, score.dtype) for score in scores):
+        if kind[0].type in _BY_OP:
+            own = [i for i, score in enumerate(scores) if (score.device, score.dtype) == kind]
+            mask_update(
+                [scores[i] for i in own],
+                [kept[i] for i in own],
+                [prune[i] for i in own],
+                magnitude=False,
+                monotone=False,
+            )
+    return kept
 
 
 def _kth_lowest(scores: Tensor, k: int) -> Tensor:

@@ -18,7 +18,7 @@ from gansparse.sparsity.granularity import (
     Norm,
     Pattern,
     check_sparsity,
-    keep_highest,
+    keep_highest_each,
     unit_form,
     units_to_prune,
     weight_form,
@@ -46,7 +46,8 @@ class Pruner:
             by
             layer: the first selector that matches counts, and a layer that none matches stays
             dense. ``2:4`` takes 0.5 or 0.
-        granularity: ``element``, ``vector``, ``kernel``, ``filter`` or ``2:4``.
+        granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``; see
+            `gansparse.sparsity.granularity`. `permute_channels` first lets ``2:4`` keep more.
         schedule: a schedule or its name; ``AGP()`` if None.
         include: layers to prune, by name pattern, class or class name; None: all convolutions.
         exclude: layers to leave dense, named the same way.
@@ -54,7 +55,7 @@ class Pruner:
             `erdos_renyi_kernel`, so that small layers keep more; ``global`` ranks all layers' units
             together, each by its score over its layer's mean ``|w|``, and prunes the lowest until
             no further unit fits into ``round(sparsity · weights)``.
-        vector_size: output channels of one ``vector``.
+        vector_size: output channels of one ``vector`` or ``block``.
         norm: score of a unit, mean ``|w|`` (l1) or mean ``w²`` (l2).
         effects: by layer name, from `measure_effects`: weights are scored by what they add to the
             normalised output of their layer, not by their size alone.
@@ -165,10 +166,10 @@ class Pruner:
         elif self.scope == "global":
             kept = self._keep_globally(next(iter(sparsity.values())), scores, magnitudes)
         else:
-            kept = [
-                keep_highest(score, units_to_prune(ratio, score.numel(), self.pattern.granularity))
-                for score, ratio in zip(scores, self._ordered(sparsity), strict=True)
-            ]
+            units = zip(scores, self._ordered(sparsity), strict=True)
+            kind = self.pattern.granularity
+            prune = [units_to_prune(ratio, score.numel(), kind) for score, ratio in units]
+            kept = keep_highest_each(scores, prune)
         for layer, stays, magnitude in zip(self.layers, kept, magnitudes, strict=True):
             new[layer.weight] = weight_form(
                 self.pattern.expand(stays, magnitude),
@@ -295,7 +296,7 @@ class Pruner:
             removed = torch.cat(sizes)[everything.argsort(stable=True)].cumsum(0)
             prune = int((removed <= prune).sum())
         best = sum(1 for score in scores if score.numel())
-        kept = keep_highest(everything, min(prune, everything.numel() - best))
+        kept = keep_highest_each([everything], [min(prune, everything.numel() - best)])[0]
         parts = torch.split(kept, [score.numel() for score in scores])
         return [part.view(score.shape) for part, score in zip(parts, scores, strict=True)]
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from gansparse.errors import InputError
-from gansparse.sparsity.granularity import unit_form
+from gansparse.sparsity.granularity import BLOCK_CHANNELS, unit_form
 from gansparse.sparsity.layers import Layer, find_layers
 
 
@@ -27,8 +27,8 @@ class LayerSparsity:
         shape: of its weight.
         weights: how many weights it has.
         zeros: how many of them are exactly 0 (or masked, if masks were given).
-        pattern: the coarsest pattern that the zeros form: dense, filter, kernel, vector-16, -8, -4,
-            2:4 or element.
+        pattern: the coarsest pattern that the zeros form: dense, filter, kernel, block-32, -16,
+            -8, -4, vector-32, -16, -8, -4, 2:4 or element.
         macs: multiply-adds of one forward pass; None without an example input.
         macs_left: those that remain when zeros are skipped; None without an example input.
     """
@@ -253,10 +253,17 @@ def _guess_pattern(zero: Tensor, layer: Layer) -> str:
         return "filter"
     if gone.shape[3] > 1 and torch.equal(gone.all(dim=3), gone.any(dim=3)):
         return "kernel"
-    for size in (16, 8, 4):
-        if out >= size and all(bool((b == b[:, :1]).all()) for b in torch.split(gone, size, dim=1)):
-            return f"vector-{size}"
+    for name, columns in (("block", BLOCK_CHANNELS), ("vector", 1)):
+        for rows in (32, 16, 8, 4):
+            if out >= rows and channels >= columns and _repeats(gone, rows, columns):
+                return f"{name}-{rows}"
     whole = channels // 4
     quads = gone[:, :, : 4 * whole].reshape(*gone.shape[:2], whole, 4, gone.shape[3])
     rest = gone[:, :, 4 * whole :]
     return "2:4" if whole and (quads.sum(dim=3) == 2).all() and not rest.any() else "element"
+
+
+def _repeats(gone: Tensor, rows: int, columns: int) -> bool:
+    """Whether [G, O, C, T] is the same in tiles of that many output and input channels."""
+    first = gone[:, ::rows, ::columns].repeat_interleave(rows, 1).repeat_interleave(columns, 2)
+    return torch.equal(first[:, : gone.shape[1], : gone.shape[2]], gone)

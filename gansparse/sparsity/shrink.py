@@ -165,7 +165,7 @@ def shrink(generator: nn.Module, *inputs: Any, spread: bool = True) -> nn.Module
     plan, _ = _plan(generator, inputs, spread)
     small = copy.deepcopy(generator)
     rebuild(small, plan.state, plan.spread, plan.features)
-    _check_equal(generator, small, inputs)
+    check_equal(generator, small, inputs, "shrunk")
     return small
 
 
@@ -302,13 +302,15 @@ def _folded(layer: Layer, constants: Tensor, reads: Tensor) -> tuple[Tensor, Ten
 
 
 @torch.no_grad()
-def _check_equal(generator: nn.Module, small: nn.Module, inputs: tuple[Any, ...]) -> None:
+def check_equal(
+    generator: nn.Module, changed: nn.Module, inputs: tuple[Any, ...], how: str
+) -> None:
     """Refuse a network that differs in the first half of its digits: rounding is far below."""
     what = type(generator).__name__
-    with _repeatable(generator), _repeatable(small):
+    with _repeatable(generator), _repeatable(changed):
         expected = _tensors(generator(*inputs))
         try:
-            got = _tensors(small(*inputs))
+            got = _tensors(changed(*inputs))
         except (RuntimeError, ValueError) as error:
             line = str(error).splitlines()[0]
             raise InputError(f"{what} needs the channels that it has: {line}") from None
@@ -317,8 +319,8 @@ def _check_equal(generator: nn.Module, small: nn.Module, inputs: tuple[Any, ...]
         scale = max(1.0, float(one.abs().max()))
         if not gap <= scale * torch.finfo(one.dtype).eps ** 0.5:
             raise InputError(
-                f"{what}: shrunk, its output differs by {gap:g}; its forward depends on the "
-                "number of its channels"
+                f"{what}: {how}, its output differs by {gap:g}; its forward depends on the "
+                "number or order of its channels"
             )
 
 

@@ -111,7 +111,10 @@ def test_a_failed_run_is_in_the_table_and_the_status_is_2(workplace, tmp_path):
         (("--sparsity", "half"), "--sparsities: numbers with commas between, got 'half'"),
         (("--sparsity", "1.5"), "sparsity must be 0 <= sparsity < 1, got 1.5"),
         (("--seeds", "0,x"), "--seeds: numbers with commas"),
-        (("--granularity", "row"), "--granularities: of element, vector, kernel, filter, 2:4; got"),
+        (
+            ("--granularity", "row"),
+            "--granularities: of element, vector, block, kernel, filter, 2:4; got",
+        ),
         (("--set", "lamda=1"), "no setting 'lamda'"),
         (("--extractor", "eye"), "no extractor 'eye'"),
         (("--yardstick", "absent.pth"), "no weights file at absent.pth"),

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from gansparse.errors import InputError
+from gansparse.ops import pack_tiles_conv2d, pack_tiles_conv_transpose2d
 from gansparse.sparsity import GRANULARITIES, make_mask
 
 
@@ -35,6 +36,11 @@ def units_by_hand(shape, granularity, transposed, groups, vector_size):
             for start in range(0, outs, vector_size):
                 block = range(start, min(start + vector_size, outs))
                 units += [[index(g, o, c, t) for o in block] for c in range(ins) for t in taps]
+        elif granularity == "block":
+            for start, first in itertools.product(range(0, outs, vector_size), range(0, ins, 8)):
+                rows = range(start, min(start + vector_size, outs))
+                columns = range(first, min(first + 8, ins))
+                units += [[index(g, o, c, t) for o in rows for c in columns] for t in taps]
         else:
             for o in range(outs):
                 for q in range(ins // 4):
@@ -145,7 +151,7 @@ def test_empty_weight(granularity, shape):
         assert mask.shape == shape
 
 
-@pytest.mark.parametrize("granularity", ["element", "vector", "kernel", "filter"])
+@pytest.mark.parametrize("granularity", ["element", "vector", "block", "kernel", "filter"])
 def test_never_empties_a_layer(granularity):
     assert make_mask(torch.ones(1, 1), 0.9, granularity).all()
     weight = torch.arange(1.0, 25.0).view(2, 3, 2, 2)
@@ -209,3 +215,23 @@ def test_refuses(arguments, message):
     with pytest.raises(InputError, match=message) as caught:
         make_mask(**arguments)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rows", [16, 32])
+@pytest.mark.parametrize("transposed", [False, True])
+@pytest.mark.parametrize("out", [64, 40])
+def test_blocks_are_what_the_cuda_kernel_keeps(out, transposed, rows):
+    """Packed for tensor cores, there is one block for each unit that stays, and no other."""
+    shape = (48, out, 4, 4) if transposed else (out, 48, 3, 3)
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(3))
+    mask = make_mask(weight, 0.75, "block", transposed=transposed, vector_size=rows)
+    units = -(-out // rows) * 48 // 8 * math.prod(shape[2:])
+    kept = units - round(0.75 * units)
+    how = {"rows": rows, "stride": 2, "padding": 1}
+    pack = pack_tiles_conv_transpose2d if transposed else pack_tiles_conv2d
+    packed = pack(weight * mask, "block", **how)
+    assert int((packed.values != 0).sum()) == int(mask.sum())
+    steps = packed.starts.diff()  # of four blocks; only the last step of a list may have fewer
+    assert kept <= 4 * int(steps.sum()) <= kept + 3 * int((steps > 0).sum())
+    everywhere = pack(weight * make_mask(weight, 0.75, transposed=transposed), "block", **how)
+    assert 4 * int(everywhere.starts[-1]) >= units, "zeros without a pattern leave nothing out"

@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 from __future__ import annotations
 
+from typing import get_args
+
 import pytest
 import torch
 from torch import nn
 
 from gansparse.errors import InputError
+from gansparse.ops import mask_update
 from gansparse.optim import MaskedAdam
 from gansparse.sparsity import (
     AGP,
@@ -16,6 +19,8 @@ from gansparse.sparsity import (
     make_mask,
     select_layers,
 )
+from gansparse.sparsity import granularity as selection
+from gansparse.sparsity.pruner import Scope
 
 
 def make_generator(seed=0):
@@ -43,6 +48,51 @@ def test_each_layer_gets_the_mask_of_make_mask(granularity):
         assert torch.equal(layer.weight, weight * expected)
     assert not any(pruner.step(step, 10) for step in range(1, 10))
     assert (model[4].weight != 0).all(), "linear layers are not pruned unless named"
+
+
+@pytest.mark.parametrize(
+    ("granularity", "scope"),
+    [("2:4", "layer")]
+    + [(kind, scope) for kind in GRANULARITIES for scope in get_args(Scope) if kind != "2:4"],
+)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_op_that_selects_on_cuda_makes_the_same_masks(granularity, scope, dtype, monkeypatch):
+    """Forced onto the CPU, where the op takes the same arguments; with ties, and step by step."""
+
+    def masks():
+        model = make_generator().to(dtype)
+        for parameter in model.parameters():
+            parameter.data.mul_(20).round_().div_(20)
+        model[0] = model[0].float()  # of two dtypes
+        pruner = Pruner(model, 0.5, granularity, scope=scope, vector_size=8)
+        for sparsity in (0.0, 0.2, 0.5):
+            pruner.prune_to(dict.fromkeys(pruner.targets, sparsity))
+        return pruner.state_dict()
+
+    expected = masks()
+    called = []
+
+    def counted(*args, **options):
+        called.append(len(args[0]))
+        mask_update(*args, **options)
+
+    monkeypatch.setattr(selection, "_BY_OP", {"cpu"})
+    monkeypatch.setattr(selection, "mask_update", counted)
+    found = masks()
+    assert called
+    assert all(torch.equal(found[name], mask) for name, mask in expected.items())
+    assert sum(int((~mask).sum()) for mask in found.values()) > 0
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("granularity", GRANULARITIES)
+def test_masks_on_cuda_are_those_of_the_cpu(granularity):
+    pruners = []
+    for device in ("cpu", "cuda"):
+        pruners.append(Pruner(make_generator().to(device), 0.5, granularity, vector_size=8))
+        pruners[-1].prune_to(0.5)
+    for name, mask in pruners[0].state_dict().items():
+        assert torch.equal(pruners[1].state_dict()[name].cpu(), mask), name
 
 
 def test_agp_run_with_the_masked_optimizer():

@@ -26,7 +26,8 @@ def test_counts_and_pattern(granularity, vector_size):
     assert [row.pattern for row in sparsity_report(model).rows] == ["dense", "dense"]
     pruner.step(0, 1)
     report = sparsity_report(model)
-    expected = f"vector-{vector_size}" if granularity == "vector" else granularity
+    tiles = granularity in ("vector", "block")
+    expected = f"{granularity}-{vector_size}" if tiles else granularity
     assert report.rows[0].pattern == expected
     for row, layer in zip(report.rows, pruner.layers, strict=True):
         assert row.weights == layer.weight.numel()

@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""At granularity 2:4 the generator can start with its channels in the order that keeps most."""
+
+import copy
+from types import SimpleNamespace
+
+import pytest
+import torch
+from tiny import tiny_task
+from torch import nn
+
+from gansparse.compress import TrainConfig, Trainer
+from gansparse.compress.start import reorder_channels
+from gansparse.errors import InputError
+
+
+def config(**changes):
+    settings = {"steps": 4, "sparsity": 0.5, "save_every": 0, "recalibration": 2}
+    settings["order"] = "searched"
+    return TrainConfig(granularity="2:4", **{**settings, **changes})
+
+
+def weight(generator):
+    return generator.main[3].weight
+
+
+def outputs(generator, task):
+    with torch.no_grad():
+        return copy.deepcopy(generator).eval()(task.batch(0)["z"])
+
+
+def kept(pruner):
+    """Share of each layer's scores that 2:4 keeps."""
+    before = [pruner._magnitude(x).double().sum() for x in pruner.layers]
+    pruner.prune_to(0.5)
+    after = [pruner._magnitude(x).double().clamp(min=0).sum() for x in pruner.layers]
+    names = [x.name for x in pruner.layers]
+    return {n: float(a / b) for n, a, b in zip(names, after, before, strict=True)}
+
+
+@pytest.mark.parametrize("criterion", ["effect", "magnitude"])
+def test_the_compressed_generator_starts_as_the_original(task, criterion):
+    trainer = Trainer(task, config(criterion=criterion))
+    assert not trainer.pruner.notes
+    assert not torch.equal(weight(trainer.g_c), weight(task.generator))
+    assert torch.equal(weight(trainer.g_c), weight(trainer.ema))
+    # sums of 128 numbers in another order, through 3 layers
+    error = 3 * 128 * torch.finfo(torch.float32).eps
+    expected = outputs(task.generator, task)
+    torch.testing.assert_close(outputs(trainer.g_c, task), expected, rtol=0, atol=error)
+    plain = Trainer(task, config(criterion=criterion, order="given"))
+    ours, theirs = kept(trainer.pruner), kept(plain.pruner)
+    # It reads z, whose channels stay where they are.
+    assert ours["main.0"] == pytest.approx(theirs["main.0"], rel=1e-12)
+    assert all(ours[name] > theirs[name] for name in ("main.3", "main.6"))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"order": "searched", "recipe": "l"}, {"order": "searched", "granularity": "element"}],
+)
+def test_without_a_search_weights_stay_where_they_are(task, changes):
+    given = {"steps": 4, "granularity": "2:4", "sparsity": 0.5, **changes}
+    trainer = Trainer(task, TrainConfig(**given))
+    assert torch.equal(weight(trainer.g_c), weight(task.generator))
+    with pytest.raises(InputError, match="order must be one of given, searched, got 'odd'"):
+        config(order="odd")
+
+
+def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
+    class Stopped(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == 2:
+            raise Stopped
+
+    whole = Trainer(tiny_task(), config()).run()
+    with pytest.raises(Stopped):
+        Trainer(tiny_task(), config(save_every=2), out=tmp_path).run(stop)
+    resumed = Trainer(tiny_task(), config(save_every=2), out=tmp_path, resume=True).run()
+    values = resumed.generator.state_dict()
+    for name, value in whole.generator.state_dict().items():
+        assert torch.equal(value, values[name]), name
+    fours = weight(whole.generator).unflatten(0, (-1, 4))  # transposed: inputs first
+    assert ((fours != 0).sum(1) == 2).all()
+
+
+def test_a_generator_that_cannot_be_traced_keeps_its_order_and_says_so(task):
+    class Branches(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, z):
+            return self.inner(z if z.sum() > -1e9 else -z)
+
+    before = weight(task.generator).detach().clone()
+    task.generator = Branches(copy.deepcopy(task.generator))
+    trainer = Trainer(task, config())
+    assert any("Branches can't be traced" in note for note in trainer.pruner.notes)
+    assert torch.equal(weight(trainer.g_c.inner), before)
+
+
+def test_each_of_two_generators_has_an_order_of_its_own():
+    """As CycleGAN's; and only layers that are pruned count."""
+
+    def net():
+        return nn.Sequential(nn.Conv2d(3, 16, 1), nn.Tanh(), nn.Conv2d(16, 3, 1))
+
+    torch.manual_seed(0)
+    both = nn.ModuleDict({"one": net(), "other": net(), "third": net()})
+    start = copy.deepcopy(both.state_dict())
+    x = torch.randn(2, 3, 4, 4)
+    task = SimpleNamespace(
+        batch=lambda step: {"x": x}, generate=lambda g, b: [part(b["x"]) for part in g.values()]
+    )
+    before = task.generate(both, {"x": x})
+    assert reorder_channels(both, config(exclude=("third.2",)), task) == ""
+    torch.testing.assert_close(task.generate(both, {"x": x}), before, rtol=0, atol=1e-5)
+    moved = {k for k, value in both.state_dict().items() if not torch.equal(value, start[k])}
+    assert moved == {
+        f"{n}.{key}" for n in ("one", "other") for key in ("0.weight", "0.bias", "2.weight")
+    }
+    assert not torch.equal(both["one"][0].bias, both["other"][0].bias)
