@@ -26,7 +26,7 @@ LIST_ROWS, LIST_PIXELS, WARP_ROWS = 32, 256, 4
 #: Instructions of a warp, counted in what nvcc 13.0 makes for sm_90: a weight and 8 pixels a lane,
 #: by rows that share it; a list; a block of channels.
 WEIGHT_INSTRUCTIONS = {1: 26.0, 4: 51.5}
-LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS = 75, 430
+LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS = 64, 380
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,8 @@ struct alignas(16) AsyncPair {
 // that the compiler writes out itself.
 inline void store_async(const AsyncCopies::Copy& copy, uint64_t instead) {
   if (copy.word) {
-    *static_cast<volatile uint32_t*>(copy.to) =
-        copy.from == nullptr ? static_cast<uint32_t>(instead)
-                             : *static_cast<const volatile uint32_t*>(copy.from);
+    const auto* word = static_cast<const volatile uint32_t*>(copy.from);
+    *static_cast<volatile uint32_t*>(copy.to) = word ? *word : static_cast<uint32_t>(instead);
     return;
   }
   volatile uint64_t* words = static_cast<volatile uint64_t*>(copy.to);

@@ -154,7 +154,7 @@ template <bool kSound>
 __global__ void missing_barrier_after_word_copies(const float* in, float* out) {
   float* tile = static_cast<float*>(dynamic_shared());
   const int t = threadIdx.x;
-  copy_async_word(tile + t, in + t, true);
+  copy_async_word(tile + t, in + t);
   commit_copies();
   wait_copies<0>();
   if (kSound) __syncthreads();

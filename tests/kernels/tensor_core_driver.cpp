@@ -123,12 +123,12 @@ __global__ void copies(const float* from) {
   const int thread = threadIdx.x;
   float* mine = static_cast<float*>(dynamic_shared()) + 16 * thread;
   copy_async(mine, from, true);
-  copy_async_word(mine + 13, from + 3, true);
+  copy_async_word(mine + 13, from + 3);
   commit_copies();
   copy_async(mine + 4, from + 4, true);
   commit_copies();
   copy_async(mine + 8, from, false);
-  copy_async_word(mine + 14, from, false);
+  copy_async_word(mine + 14, from + 5);
   commit_copies();
   EXPECT(std::isnan(mine[0]) && std::isnan(mine[4]) &&
          std::isnan(mine[13]));  // nothing needs be there yet
@@ -140,7 +140,7 @@ __global__ void copies(const float* from) {
   wait_copies<2>();
   EXPECT(mine[7] == from[7] && std::isnan(mine[11]));
   wait_copies<0>();
-  EXPECT(mine[8] == 0 && mine[11] == 0 && mine[14] == 0);
+  EXPECT(mine[8] == 0 && mine[11] == 0 && mine[14] == from[5]);
   EXPECT(std::isnan(mine[12]) && std::isnan(mine[15]));  // a word's neighbours are left alone
 }
 

@@ -58,6 +58,16 @@ __device__ __forceinline__ int list_source(const ListArguments& a, const GridPla
   return (n * static_cast<int>(g.in_channels) * height + row) * width + column;
 }
 
+// Makes zero what is outside of the picture, in so many buffers: no copy goes there.
+__device__ __forceinline__ void fill_outside(const ListArguments& a, const int32_t* source,
+                                             float* buffer, int buffers) {
+  const int channels = buffers * static_cast<int>(a.p.g.block);
+  for (int i = static_cast<int>(threadIdx.x); i < a.t.channel; i += static_cast<int>(blockDim.x)) {
+    if (source[i] >= 0) continue;
+    for (int c = 0; c < channels; ++c) buffer[c * a.t.channel + i] = 0.0f;
+  }
+}
+
 // Asks for a block of channels. Every thread looks only at sources that it has written itself.
 __device__ __forceinline__ void request_block(const ListArguments& a, const int32_t* source,
                                               int block, float* buffer) {
@@ -67,12 +77,11 @@ __device__ __forceinline__ void request_block(const ListArguments& a, const int3
   const int there = min(size, channels - block * size);
   const float* from = a.p.input + block * size * plane;
   for (int i = static_cast<int>(threadIdx.x); i < a.t.channel; i += static_cast<int>(blockDim.x)) {
-    const float* pixel = from + max(source[i], 0);
+    if (source[i] < 0) continue;
+    const float* pixel = from + source[i];
     float* to = buffer + i;
 #pragma unroll 4
-    for (int c = 0; c < there; ++c, pixel += plane, to += a.t.channel) {
-      copy_async_word(to, pixel, source[i] >= 0);
-    }
+    for (int c = 0; c < there; ++c, pixel += plane, to += a.t.channel) copy_async_word(to, pixel);
   }
 }
 
@@ -251,6 +260,7 @@ __global__ void __launch_bounds__(kListThreads, kVector ? 2 : 3)
   for (int i = thread; i < t.channel; i += kListThreads) {
     source[i] = list_source(a, tile, position_place(a, i));
   }
+  fill_outside(a, source, buffers, 2);
   fill_table(a, table);
   if (thread < 2 * kListRows) found[thread] = -1;  // rows past the last have no lists
   __syncthreads();                                 // before find_lists writes
@@ -415,6 +425,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
       const int at = at_position[i];
       source[i] = list_source(a, tile, {at >> 20, at >> 10 & 0x3ff, at & 0x3ff});
     }
+    fill_outside(a, source, buffer, 1);
     request_block(a, source, block, buffer);
     commit_copies();
   };
