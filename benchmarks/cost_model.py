@@ -22,11 +22,13 @@ PATTERNS = (("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32, 0.5), ("block", 32
 #: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
 LISTS = (("element", 1, 0.25), ("element", 1, 0.1), ("element", 1, 0.05),
          ("vector-16", 4, 0.5), ("vector-16", 4, 0.25), ("vector-16", 4, 0.1))  # fmt: skip
-LIST_ROWS, LIST_PIXELS, WARP_ROWS = 32, 256, 4
-#: Instructions of a warp, counted in what nvcc 13.0 makes for sm_90: a weight and 8 pixels a lane,
-#: by rows that share it; a list; a block of channels.
-WEIGHT_INSTRUCTIONS = {1: 26.0, 4: 51.5}
-LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS = 64, 380
+LIST_ROWS, WARP_ROWS, LIST_THREADS = 32, 4, 256
+LIST_TILE = (16, 32)
+#: Of a weight with 16 pixels a lane, by rows that share it: reads of 128 bytes from shared memory,
+#: and instructions, counted in what nvcc 13.0 makes for sm_90.
+WEIGHT_READS, WEIGHT_INSTRUCTIONS = {1: 16.5, 4: 17.25}, {1: 50.25, 4: 99.5}
+#: Instructions of a warp beside that: for a list, a block of channels, a position, its channel.
+LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS, POSITION_INSTRUCTIONS, COPY_INSTRUCTIONS = 78, 230, 25, 5.5
 
 
 @dataclass(frozen=True)
@@ -111,16 +113,19 @@ def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[st
     pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
     rows = sample.out * up
     channels = sample.pack(sample.dense()).geometry.block
-    # ---- A warp's work for a block of channels: four rows, 256 pixels ----
-    warps = -(-pixels // LIST_PIXELS) * -(-rows // WARP_ROWS) * -(-c // channels)
+    # ---- A warp's work for a block of channels: four rows, a tile of pixels ----
+    tiles = -(-pixels // (LIST_TILE[0] * LIST_TILE[1]))
+    warps = tiles * -(-rows // WARP_ROWS) * -(-c // channels)
     weights = kept * min(channels, c) * taps * WARP_ROWS / shared_by
-    reads = weights * (8.5 if shared_by == 1 else 9.25)
-    positions = halo(sample, 8, 32)
-    copies = positions * channels / (32 * LIST_ROWS / WARP_ROWS)
+    reads = weights * WEIGHT_READS[shared_by]
+    positions = halo(sample, *LIST_TILE)
+    copies = positions * channels / LIST_THREADS
     instructions = (
         weights * WEIGHT_INSTRUCTIONS[shared_by]
         + LIST_INSTRUCTIONS * WARP_ROWS / shared_by
         + BLOCK_INSTRUCTIONS
+        + POSITION_INSTRUCTIONS * positions / LIST_THREADS
+        + COPY_INSTRUCTIONS * copies
     )
     cycles = warps / (gpu.clock * gpu.processors)
     moved = 4 * (n * c * h * w + sample.out * up * pixels)
@@ -131,7 +136,7 @@ def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[st
         "fma": kept * dense / 2 / (gpu.fma * gpu.clock * gpu.processors),
         "issue": instructions / gpu.issue * cycles,
         "shared": (reads + copies) * cycles,
-        "cache": (staged + 6 * kept * rows * c * taps * -(-pixels // LIST_PIXELS)) / gpu.cache,
+        "cache": (staged + 6 * kept * rows * c * taps * tiles) / gpu.cache,
         "memory": moved / gpu.memory,
         "dense": max(dense / gpu.cudnn32, moved / gpu.memory),
         "winograd": max(dense / gpu.cudnn32 / faster, moved / gpu.memory),

@@ -24,7 +24,7 @@ from gansparse.testing.samples.sparse_conv2d import Sample, samples
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2, "tanh": 0}  # tanh is torch's
 H100_SHARED = 227 << 10
-MANY, FEW = 8, 2  # pixels of a lane
+MANY, FEW = 16, 4  # pixels of a lane
 names = {"ids": lambda case: ("transposed-" if getattr(case, "transposed", 0) else "") + case.name}
 
 
@@ -99,7 +99,7 @@ def check_gradient(
 # ---- Forward -------------------------------------------------------------------------------------
 
 TINY = [s for s in samples("tiny") + transposed.samples("tiny") if s.activation != "tanh"]
-# Around the borders of a block: 32 rows, 256 pixels in one of many arrangements (64 with few
+# Around the borders of a block: 32 rows, 512 pixels in one of many arrangements (128 with few
 # pixels), lists of 32 weights and a few more, chunks of 256 rows, several blocks of channels.
 EDGE = [
     Sample("7x7-stride-2", (1, 3, 19, 21), 5, 7, 2, 3, "reflect"),
@@ -108,7 +108,8 @@ EDGE = [
     Sample("1x1", (1, 45, 3, 130), 33, 1, 1, 0),
     Sample("9x9-output", (1, 5, 20, 20), 3, 9, padding=4),
     Sample("16-wide", (1, 4, 16, 16), 6),
-    Sample("many-small", (70, 3, 2, 2), 4, fitted=True),
+    Sample("8-wide-stride-2", (9, 13, 16, 16), 4, 4, 2),
+    Sample("many-small", (130, 3, 2, 2), 4, fitted=True),
     Sample("more-than-a-chunk", (1, 20, 3, 3), 257, sparsity=0.5),
     Sample("more-than-a-chunk-vector", (1, 20, 3, 3), 257, vector_size=16, residual=True),
     Sample("vector-64", (1, 4, 5, 5), 70, vector_size=64),

@@ -73,15 +73,17 @@ void run_cuda(const Problem& p, float slope, int device, uintptr_t stream_handle
   const cudaStream_t stream = stream_of(stream_handle);
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const int processors = attribute(cudaDevAttrMultiProcessorCount, device);
-  ListArguments a{p, plan_lists(p, kManyPixels, limit), slope};
-  const bool many = list_tiles(a.t) * a.t.row_blocks >= kBlocksBeside * processors;
-  if (many) {
-    return p.g.vector == 1 ? launch_lists<false, kManyPixels>(a, limit, stream)
-                           : launch_lists<true, kManyPixels>(a, limit, stream);
+  const ListArguments many{p, plan_lists(p, kManyPixels, limit), slope};
+  const ListArguments few{p, plan_lists(p, kFewPixels, limit), slope};
+  // Few pixels a lane where the others would leave multiprocessors or half of their lanes idle.
+  const int64_t tiles = list_tiles(many.t);
+  if (tiles * many.t.row_blocks < processors || 2 * tiles > list_tiles(few.t) ||
+      many.t.shared_bytes > limit) {
+    return p.g.vector == 1 ? launch_lists<false, kFewPixels>(few, limit, stream)
+                           : launch_lists<true, kFewPixels>(few, limit, stream);
   }
-  a.t = plan_lists(p, kFewPixels, limit);
-  return p.g.vector == 1 ? launch_lists<false, kFewPixels>(a, limit, stream)
-                         : launch_lists<true, kFewPixels>(a, limit, stream);
+  return p.g.vector == 1 ? launch_lists<false, kManyPixels>(many, limit, stream)
+                         : launch_lists<true, kManyPixels>(many, limit, stream);
 }
 
 void run_gradient_cuda(const Problem& p, const float* grad, float* dvalues, int device,

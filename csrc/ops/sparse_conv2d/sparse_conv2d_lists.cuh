@@ -231,7 +231,7 @@ __device__ __forceinline__ int output_place(const ListArguments& a, const GridPl
 // ---- Forward ------------------------------------------------------------------------------------
 
 template <bool kVector, int kPixels>
-__global__ void __launch_bounds__(kListThreads, kVector ? 2 : 3)
+__global__ void __launch_bounds__(kListThreads, 2)
     sparse_conv2d_lists_kernel(const GANSPARSE_GRID_CONSTANT ListArguments a) {
   const Problem& p = a.p;
   const ListPlan& t = a.t;
@@ -399,7 +399,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
   fill_table(a, table);
   for (int i = thread; i < t.channel; i += kGradientThreads) {
     const GridPlace at = position_place(a, i);
-    at_position[i] = at.n << 20 | at.y << 10 | at.x;
+    at_position[i] = at.n << 22 | at.y << 11 | at.x;
   }
   __syncthreads();  // the table is whole
   const bool has_list = in_lists + warp < lists.count * vector;
@@ -423,7 +423,7 @@ __global__ void __launch_bounds__(kGradientThreads, 1)
     const GridPlace tile = tile_of(t, number);
     for (int i = thread; i < t.channel; i += kGradientThreads) {
       const int at = at_position[i];
-      source[i] = list_source(a, tile, {at >> 20, at >> 10 & 0x3ff, at & 0x3ff});
+      source[i] = list_source(a, tile, {at >> 22, at >> 11 & 0x7ff, at & 0x7ff});
     }
     fill_outside(a, source, buffer, 1);
     request_block(a, source, block, buffer);

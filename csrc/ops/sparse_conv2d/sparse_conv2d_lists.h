@@ -16,7 +16,7 @@
 // nothing worse.
 //
 // How: a block has 32 matrix rows and 32 · P pixels of the output grid (2^ln pictures x 2^ly rows x
-// 2^lx columns), P = 8 or, where the grid is small, 2. It keeps a block of input channels with the
+// 2^lx columns), P = 16 or, where the grid is small, 4. It keeps a block of input channels with the
 // halo in shared memory, in two buffers in turn (cp.async). A warp has 4 rows, a lane P pixels: 4 P
 // sums in registers. It fetches 32 weights of a list at a time, a lane each, turns their offsets
 // (of the CPU's scratch) into places in its buffer by a table, and all lanes read them back one by
@@ -45,15 +45,14 @@ namespace gansparse::sparse_conv2d {
 constexpr int kListRows = 32;  // matrix rows of a block
 constexpr int kWarpRows = 4;   // and of a warp
 constexpr int kListThreads = 32 * kListRows / kWarpRows;
-constexpr int kManyPixels = 8;  // of a lane
-constexpr int kFewPixels = 2;
+constexpr int kManyPixels = 16;  // of a lane
+constexpr int kFewPixels = 4;
 constexpr int kBatch = 32;          // weights that a warp fetches at a time
 constexpr int kGradientWarps = 16;  // rows of lists of a block
 constexpr int kGradientThreads = 32 * kGradientWarps;
 constexpr int kGradientWeights = 16;  // of a list, whose sums a warp has
-// Blocks a multiprocessor below which a lane takes fewer pixels; for which tiles are split; and how
-// often at most, as partial sums cost memory.
-constexpr int kBlocksBeside = 3;
+// Blocks a multiprocessor up to which the tiles of a gradient are split, and how often at most, as
+// partial sums cost memory.
 constexpr int kGradientBlocksBeside = 8;
 constexpr int kMostSplits = 64;
 static_assert(kChunkRows % kListRows == 0, "a block's rows lie in one chunk");
@@ -78,6 +77,21 @@ struct ListPlan {
 
 inline int64_t list_parts(int64_t n, int64_t size) { return (n + size - 1) / size; }
 
+// What follows from the pitch.
+inline void lay_out(const Geometry& g, int pitch, int64_t taps_h, ListPlan* plan) {
+  ListPlan& t = *plan;
+  t.pitch = pitch;
+  t.phase = ((1 << t.log_y) - 1 + static_cast<int>(taps_h)) * pitch;
+  t.picture = static_cast<int>(g.stride * g.stride) * t.phase;
+  const int64_t channel = int64_t{t.picture} << t.log_n;
+  // Two buffers, two tables of positions, one of offsets, two times a block's lists, and the warps'
+  // fetched weights.
+  const int64_t floats = (2 * g.block + 2) * channel + t.table + 2 * kListRows +
+                         (kWarpRows + 1) * kBatch * (kListThreads / 32);
+  t.channel = static_cast<int>(std::min<int64_t>(channel, INT32_MAX));
+  t.shared_bytes = static_cast<int>(std::min<int64_t>(4 * floats, INT32_MAX));
+}
+
 // Of the arrangements that fit, the one with the fewest tiles, and of these the smallest halo.
 // Where none fits, shared_bytes is above the limit.
 inline ListPlan plan_lists(const Problem& p, int pixels, int64_t shared_limit) {
@@ -94,7 +108,7 @@ inline ListPlan plan_lists(const Problem& p, int pixels, int64_t shared_limit) {
   common.table = static_cast<int>(g.block) * common.patch_channel;
   const int64_t grid_h = list_parts(p.out_height, g.upscale);
   const int64_t grid_w = list_parts(p.out_width, g.upscale);
-  const int log = pixels == kManyPixels ? 8 : 6;  // of 32 · pixels
+  const int log = pixels == kManyPixels ? 9 : 7;  // of 32 · pixels
   ListPlan best{};
   int64_t best_tiles = 0;
   for (int log_n = 0; log_n <= log; ++log_n) {
@@ -104,22 +118,17 @@ inline ListPlan plan_lists(const Problem& p, int pixels, int64_t shared_limit) {
       t.tiles_n = static_cast<int>(list_parts(p.batch, int64_t{1} << log_n));
       t.tiles_y = static_cast<int>(list_parts(grid_h, int64_t{1} << log_y));
       t.tiles_x = static_cast<int>(list_parts(grid_w, int64_t{1} << t.log_x));
-      t.pitch = (1 << t.log_x) - 1 + static_cast<int>(taps_w);
-      // Lanes in several rows of 8 or 16 pixels: the rows begin in different banks.
-      const int width = 1 << t.log_x;
-      if (t.log_x == 3 || t.log_x == 4) t.pitch += (32 + width - t.pitch % 32) % 32;
-      t.phase = ((1 << log_y) - 1 + static_cast<int>(taps_h)) * t.pitch;
-      t.picture = static_cast<int>(g.stride * g.stride) * t.phase;
-      const int64_t channel = int64_t{t.picture} << log_n;
-      // Two buffers, two tables of positions, one of offsets, two times a block's lists, and the
-      // warps' fetched weights.
-      const int64_t floats = (2 * g.block + 2) * channel + t.table + 2 * kListRows +
-                             (kWarpRows + 1) * kBatch * (kListThreads / 32);
+      const int columns = (1 << t.log_x) - 1 + static_cast<int>(taps_w);
+      lay_out(g, columns, taps_h, &t);
+      const int width = 1 << t.log_x, step = 2 * width;
+      if (t.log_x == 3 || t.log_x == 4) {
+        // Lanes in rows of 8 or 16 pixels: where it costs little, rows begin in different banks.
+        ListPlan apart = t;
+        lay_out(g, columns + (step + width - columns % step) % step, taps_h, &apart);
+        if (apart.shared_bytes <= shared_limit / 2) t = apart;
+      }
       const int64_t tiles = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
-      const int64_t bytes = std::min<int64_t>(4 * floats, INT32_MAX);
-      t.channel = static_cast<int>(std::min<int64_t>(channel, INT32_MAX));
-      t.shared_bytes = static_cast<int>(bytes);
-      const bool fits = bytes <= shared_limit;
+      const bool fits = t.shared_bytes <= shared_limit;
       const bool better = tiles < best_tiles || (tiles == best_tiles && t.channel < best.channel);
       if (best_tiles == 0 || (fits && (better || best.shared_bytes > shared_limit))) {
         best = t;
