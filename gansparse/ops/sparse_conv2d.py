@@ -249,14 +249,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     """At the places that stayed; padding is zero. Of packed lists on CUDA by kernels of ours."""
     if ctx.fused or ctx.geometry[ConvGeometry._fields.index("padding")]:
         raise NotImplementedError("call gansparse.ops.sparse_conv2d, which has these gradients")
-    input, *tensors = ctx.saved_tensors
+    input, values, one, two, three = ctx.saved_tensors
     g, wanted = ConvGeometry(*ctx.geometry), ctx.needs_input_grad[:2]
-    if tensors[0].dim() == 2 and input.is_cuda:
-        ours = list_gradients(grad, input, PackedConv2d(*tensors, g), wanted)
+    lists = PackedConv2d(values, one, two, three, g)
+    if values.dim() == 5:
+        ours = _dense_gradients(grad, input, PackedTiles(values, one, two, three, g), wanted)
+    elif input.is_cuda:
+        ours = list_gradients(grad, input, lists, wanted)
     else:
-        tiles = tensors[0].dim() == 5
-        weight = PackedTiles(*tensors, g) if tiles else PackedConv2d(*tensors, g)
-        ours = _dense_gradients(grad, input, weight, wanted)
+        ours = _dense_gradients(grad, input, lists, wanted)
     grad_bias = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.biased else None
     grad_residual = grad if ctx.added else None
     return *ours, *[None] * 4, grad_bias, grad_residual, *[None] * 3

@@ -83,14 +83,15 @@ def transposed_packing(weight: PackedConv2d) -> Transposed:
         for a, r, i in high.places:
             for b, s, j in wide.places:
                 matrix[a * g.stride + b :: phases, :, i, j] = dense[:, :, r, s].T
+    taps_h, taps_w = matrix.shape[2:]
     back = ConvGeometry(
-        g.in_channels, g.out_channels, *matrix.shape[2:], g.upscale, g.stride, *pads, 0, 0, 0, 4,
-        1, 1,
+        g.in_channels, g.out_channels, taps_h, taps_w, g.upscale, g.stride, pads[0], pads[1],
+        0, 0, 0, 4, 1, 1,
     )  # fmt: skip
-    packed = _pack(matrix, matrix != 0, _fit(back, None))
-    order, *tensors, geometry = packed
-    order = order.flatten().long() - 1
-    return Transposed(*(t.to(device) for t in (order, *tensors)), geometry, cut)
+    numbered, offsets, starts, rows, geometry = _pack(matrix, matrix != 0, _fit(back, None))
+    order = numbered.flatten().long() - 1
+    order, offsets, starts, rows = (t.to(device) for t in (order, offsets, starts, rows))
+    return Transposed(order, offsets, starts, rows, geometry, cut)
 
 
 def _to_stride_2(dense: Tensor, g: ConvGeometry) -> tuple[Tensor, Pair]:
@@ -134,10 +135,9 @@ _made: WeakTensorKeyDictionary = WeakTensorKeyDictionary()
 def _transposed(weight: PackedConv2d) -> Transposed:
     """`transposed_packing`, made once for a mask."""
     of = (weight.offsets._version, weight.geometry)
-    known = _made.get(weight.offsets)
-    if known is None or known[0] != of:
-        known = _made[weight.offsets] = of, transposed_packing(weight)
-    found: Transposed = known[1]
+    if weight.offsets not in _made or _made[weight.offsets][0] != of:
+        _made[weight.offsets] = of, transposed_packing(weight)
+    found: Transposed = _made[weight.offsets][1]
     return found
 
 

@@ -55,7 +55,8 @@ def by_schema(a: dict[str, Any]) -> tuple[Any, ...]:
 
 # ---- The way back: the transposed packing, on the CPU --------------------------------------------
 
-BACK = [s for s in SMALL if s.padding_mode == "zeros" and min(s.shape) > 0]
+ZEROS = [s for s in SMALL if s.padding_mode == "zeros" and min(s.shape) > 0]
+BACK = [s for s in ZEROS if s in TINY or s.transposed or "stride" in s.name or "padding" in s.name]
 
 
 @pytest.mark.parametrize("sample", BACK, **names)

@@ -218,7 +218,7 @@ void convolve(const py::object& input, const py::object& values, const py::objec
   const Geometry& g = p.g;
   const Device device = x.device;
   check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values", device);
-  if (device.is_cuda()) check_aligned(value_view, "weight.values");
+  if (device.is_cuda() && g.vector > 1) check_aligned(value_view, "weight.values");
   if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias", device);
   const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
   if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual", device);

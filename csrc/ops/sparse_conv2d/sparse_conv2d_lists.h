@@ -27,6 +27,7 @@
 // peak, which is what unstructured sparsity in registers costs. V > 1: P + 5/4 reads for P cycles.
 //
 // Gradient of the weights that stayed (no atomics, always the same bits):
+// (upscale 2: over the pixels of the row's phase)
 //   dvalues[k, v] = Σ_{n, i, j} grad[n, o, i, j] · x̂[n, c, i · stride + r, j · stride + s]
 // A block has 16 rows of lists, a warp each, and walks the tiles of the grid; 16 weights of a list
 // have their sums in registers. `splits` blocks share the tiles and leave partial sums, which a
