@@ -11,12 +11,24 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+from gansparse.testing.samples import sparse_conv_transpose2d as transposed
+from gansparse.testing.samples.sparse_conv2d import Sample, samples
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
 
 TILE_PIXELS, CHANNELS, POSITION_BYTES = 128, 32, 80
 #: Pattern, rows, kept share of blocks.
 PATTERNS = (("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32, 0.5), ("block", 32, 0.25),
             ("block", 32, 0.1), ("block", 16, 0.25), ("block", 16, 0.1))  # fmt: skip
+#: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
+LISTS = (("element", 1, 0.25), ("element", 1, 0.1), ("element", 1, 0.05),
+         ("vector-16", 4, 0.5), ("vector-16", 4, 0.25), ("vector-16", 4, 0.1))  # fmt: skip
+LIST_ROWS, WARP_ROWS, LIST_THREADS = 32, 4, 256
+LIST_TILE = (16, 32)
+#: Of a weight with 16 pixels a lane, by rows that share it: reads of 128 bytes from shared memory,
+#: and instructions, counted in what nvcc 13.0 makes for sm_90.
+WEIGHT_READS, WEIGHT_INSTRUCTIONS = {1: 16.5, 4: 17.25}, {1: 50.25, 4: 99.5}
+#: Instructions of a warp beside that: for a list, a block of channels, a position, its channel.
+LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS, POSITION_INSTRUCTIONS, COPY_INSTRUCTIONS = 78, 230, 25, 5.5
 
 
 @dataclass(frozen=True)
@@ -33,6 +45,10 @@ class Gpu:
         cache: bytes a second out of the second cache.
         memory: bytes a second, copy.
         cudnn: multiply-adds a second times two that cuDNN's dense convolution may reach.
+        fma: multiply-adds a cycle and multiprocessor in float32.
+        issue: instructions of warps a cycle and multiprocessor.
+        cudnn32: as cudnn, in float32 by matrix products.
+        winograd: how much fewer multiply-adds may make 3 x 3 kernels of stride 1 faster.
     """
 
     clock: float = 1.755e9
@@ -44,13 +60,17 @@ class Gpu:
     cache: float = 5.5e12
     memory: float = 4.3e12
     cudnn: float = 650e12
+    fma: int = 128
+    issue: int = 4
+    cudnn32: float = 45e12
+    winograd: float = 1.6
 
 
-def halo(sample: TileSample) -> int:
-    """Input pixels a block keeps: 8 x 16 output pixels."""
+def halo(sample: Sample, rows: int = 8, columns: int = 16) -> int:
+    """Input pixels a block of output pixels keeps."""
     kernel = sample.kernel if isinstance(sample.kernel, int) else sample.kernel[0]
     taps, stride = (kernel // 2 + 1, 1) if sample.transposed else (kernel, sample.stride)
-    return (7 * stride + taps) * (15 * stride + taps)
+    return ((rows - 1) * stride + taps) * ((columns - 1) * stride + taps)
 
 
 def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
@@ -84,6 +104,52 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     }
 
 
+def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[str, float]:
+    """The same for lists in float32."""
+    n, c, h, w = sample.shape
+    kernel = sample.kernel if isinstance(sample.kernel, int) else sample.kernel[0]
+    up = sample.stride**2 if sample.transposed else 1
+    taps = kernel**2 // up
+    pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
+    rows = sample.out * up
+    channels = sample.pack(sample.dense()).geometry.block
+    # ---- A warp's work for a block of channels: four rows, a tile of pixels ----
+    tiles = -(-pixels // (LIST_TILE[0] * LIST_TILE[1]))
+    warps = tiles * -(-rows // WARP_ROWS) * -(-c // channels)
+    weights = kept * min(channels, c) * taps * WARP_ROWS / shared_by
+    reads = weights * WEIGHT_READS[shared_by]
+    positions = halo(sample, *LIST_TILE)
+    copies = positions * channels / LIST_THREADS
+    instructions = (
+        weights * WEIGHT_INSTRUCTIONS[shared_by]
+        + LIST_INSTRUCTIONS * WARP_ROWS / shared_by
+        + BLOCK_INSTRUCTIONS
+        + POSITION_INSTRUCTIONS * positions / LIST_THREADS
+        + COPY_INSTRUCTIONS * copies
+    )
+    cycles = warps / (gpu.clock * gpu.processors)
+    moved = 4 * (n * c * h * w + sample.out * up * pixels)
+    staged = 4 * positions * channels * warps * WARP_ROWS / LIST_ROWS
+    dense = 2 * rows * c * taps * pixels
+    faster = gpu.winograd if (kernel, sample.stride, sample.transposed) == (3, 1, False) else 1.0
+    return {
+        "fma": kept * dense / 2 / (gpu.fma * gpu.clock * gpu.processors),
+        "issue": instructions / gpu.issue * cycles,
+        "shared": (reads + copies) * cycles,
+        "cache": (staged + 6 * kept * rows * c * taps * tiles) / gpu.cache,
+        "memory": moved / gpu.memory,
+        "dense": max(dense / gpu.cudnn32, moved / gpu.memory),
+        "winograd": max(dense / gpu.cudnn32 / faster, moved / gpu.memory),
+    }
+
+
+def cells(times_by: dict[str, float]) -> str:
+    """In microseconds, the largest bold."""
+    slowest = max(times_by.values())
+    each = (f"**{1e6 * t:.0f}**" if t == slowest else f"{1e6 * t:.0f}" for t in times_by.values())
+    return " | ".join(each)
+
+
 def main() -> None:
     gpu = Gpu()
     print("| layer, batch 16 | pattern, rows | kept | tensor | shared | cache | memory | ratio |")
@@ -92,14 +158,23 @@ def main() -> None:
         for pattern, rows, kept in PATTERNS:
             found = times(replace(sample, pattern=pattern, rows=rows), kept, gpu)
             dense = found.pop("dense")
-            slowest = max(found.values())
-            cells = [
-                f"**{1e6 * t:.0f}**" if t == slowest else f"{1e6 * t:.0f}" for t in found.values()
-            ]
             share = kept * (0.5 if pattern == "2:4" else 1)
             name = f"{sample.name} ({1e6 * dense:.0f})"
-            print(f"| {name} | {pattern}, {rows} | {share:.0%} | {' | '.join(cells)} "
-                  f"| {dense / slowest:.1f} |")  # fmt: skip
+            print(f"| {name} | {pattern}, {rows} | {share:.0%} | {cells(found)} "
+                  f"| {dense / max(found.values()):.1f} |")  # fmt: skip
+    print("\n| layer, batch 16 | pattern | kept | fma | issue | shared | cache | memory | ratio |")
+    print("|---|---|---|---|---|---|---|---|---|")
+    for layer in samples("model") + transposed.samples("model"):
+        for pattern, shared_by, kept in LISTS:
+            sized = replace(layer, shape=(16, *layer.shape[1:]), fitted=False)
+            found = list_times(sized, shared_by, kept, gpu)
+            dense, winograd = found.pop("dense"), found.pop("winograd")
+            slowest = max(found.values())
+            ratio = f"{dense / slowest:.1f}"
+            if winograd < dense:
+                ratio = f"{winograd / slowest:.1f} to {ratio}"
+            print(f"| {layer.name} ({1e6 * dense:.0f}) | {pattern} | {kept:.0%} | {cells(found)} "
+                  f"| {ratio} |")  # fmt: skip
 
 
 if __name__ == "__main__":

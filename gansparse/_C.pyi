@@ -67,6 +67,17 @@ def sparse_conv2d(
     activation: str,
     slope: float | Array,
     output: Array,
+    stream: int = 0,
+) -> None: ...
+def sparse_conv2d_gradient(
+    input: Array,
+    offsets: Array,
+    starts: Array,
+    rows: Array,
+    geometry: Sequence[int],
+    grad: Array,
+    output: Array,
+    stream: int = 0,
 ) -> None: ...
 def sparse_conv2d_tiles(
     input: Array,

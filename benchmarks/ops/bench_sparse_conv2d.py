@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """sparse_conv2d and sparse_conv_transpose2d against torch's dense convolution.
 
-On the CPU in both layouts; on CUDA packed tiles against cuDNN in channels_last, benchmark mode on.
+On the CPU in both layouts. On CUDA, against cuDNN with benchmark mode on: packed tiles in 16 bits,
+channels_last; packed lists in float32, TF32 off, in both layouts, and their training step.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 
 from benchmarks.harness import OURS, Candidate, Case
-from gansparse.ops import sparse_conv2d, sparse_conv_transpose2d
+from gansparse.ops import PackedConv2d, sparse_conv2d, sparse_conv_transpose2d
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
@@ -23,12 +25,15 @@ PATTERNS = {"element": 1, "vector-4": 4, "vector-16": 16}
 # Pattern, output channels of a block, sparsities of blocks: 2:4 halves what stays in them.
 TILES = (("2:4", 32, (0.0, 0.5)), ("2:4", 64, (0.0, 0.5)), ("block", 16, SPARSITIES),
          ("block", 32, SPARSITIES))  # fmt: skip
+# Of lists in float32 on CUDA.
+LISTS = (("element", 1, (0.0, 0.75, 0.9, 0.95)), ("vector-16", 16, (0.0, 0.5, 0.75, 0.9)))
 
 
 def cases(threads: list[int], device: str) -> Iterator[Case]:
     """Every layer with every pattern at every sparsity."""
     if device != "cpu":
         yield from tile_cases()
+        yield from list_cases()
         return
     for sample in samples("model") + transposed.samples("model"):
         for pattern, vector_size in PATTERNS.items():
@@ -83,6 +88,87 @@ def tile_candidates(sample: TileSample) -> dict[str, Candidate]:
         sample.convolve(arguments["input"], weight, bias)
 
     return {OURS: ours, "cudnn dense channels_last": cudnn}
+
+
+def list_cases() -> Iterator[Case]:
+    """Layers of batch 16 in float32, one also of batch 1; and of that one training at 90 %."""
+    layers = [
+        replace(sample, shape=(16, *sample.shape[1:]), fitted=False)
+        for sample in samples("model") + transposed.samples("model")
+        if sample.name not in ("srgan-output@192", "pix2pix-up@4", "dcgan-up@4")
+    ]
+    cyclegan = next(sample for sample in layers if sample.name == "cyclegan-256@64")
+    one = replace(cyclegan, name="cyclegan-256@64 b1", shape=(1, *cyclegan.shape[1:]))
+    training = replace(cyclegan, padding_mode="zeros")
+    for sample, pattern, vector_size, sparsity, trained in (
+        *((s, p, v, z, False) for s in (*layers, one) for p, v, many in LISTS for z in many),
+        (training, "element", 1, 0.9, True),
+        (training, "element", 1, 0.95, True),
+    ):
+        layer = replace(sample, vector_size=vector_size, sparsity=sparsity)
+        yield Case(
+            "sparse_conv2d",
+            f"{sample.name} {pattern} float32{' training' if trained else ''}",
+            partial(training_candidates if trained else list_candidates, layer),
+            threads=1,
+            sparsity=sparsity,
+            flops=flops(layer) * (3 if trained else 1),
+            device="cuda",
+        )
+
+
+def on_cuda(sample: Sample) -> tuple[dict[str, Any], torch.Tensor]:
+    """Arguments of the op, and the dense weight; TF32 off."""
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cudnn.allow_tf32 = False
+    arguments = {
+        name: value.cuda() if isinstance(value, torch.Tensor) else value
+        for name, value in sample.arguments().items()
+    }
+    *tensors, geometry = arguments["weight"]
+    arguments["weight"] = PackedConv2d(*(tensor.cuda() for tensor in tensors), geometry)
+    return arguments, sample.dense().cuda()
+
+
+def list_candidates(sample: Sample) -> dict[str, Candidate]:
+    arguments, weight = on_cuda(sample)
+    input, bias = arguments["input"], arguments["bias"]
+    run = sparse_conv_transpose2d if sample.transposed else sparse_conv2d
+    last = [x.to(memory_format=torch.channels_last) for x in (input, weight)]
+
+    @torch.inference_mode()
+    def ours() -> None:
+        run(**arguments)
+
+    @torch.inference_mode()
+    def cudnn(input: torch.Tensor, weight: torch.Tensor) -> None:
+        sample.convolve(input, weight, bias)
+
+    return {
+        OURS: ours,
+        "cudnn dense": partial(cudnn, input, weight),
+        "cudnn dense channels_last": partial(cudnn, *last),
+    }
+
+
+def training_candidates(sample: Sample) -> dict[str, Candidate]:
+    """Forward and backward; the gradient of cuDNN's weight is masked."""
+    arguments, weight = on_cuda(sample)
+    mask = weight != 0
+    leaves = [arguments["input"], arguments["bias"], arguments["weight"].values, weight]
+    for leaf in leaves:
+        leaf.requires_grad_()
+    input, bias, values, _ = leaves
+    grad = torch.ones_like(sample.convolve(input, weight))
+
+    def ours() -> None:
+        torch.autograd.grad(sparse_conv2d(**arguments), (input, values, bias), grad)
+
+    def cudnn() -> None:
+        y = sample.convolve(input, weight, bias)
+        torch.autograd.grad(y, (input, weight, bias), grad)[1].mul_(mask)
+
+    return {OURS: ours, "cudnn dense and mask": cudnn}
 
 
 def candidates(sample: Sample) -> dict[str, Candidate]:

@@ -19,7 +19,17 @@ __device__ __forceinline__ void copy_async(void* to, const void* from, bool ther
                "r"(there ? 16 : 0)
                : "memory");
 #elif !defined(__CUDACC__)
-  emulator::issue_async_copy(to, there ? from : nullptr);
+  emulator::issue_async_copy<emulator::AsyncPair>(to, there ? from : nullptr);
+#endif
+}
+
+// The same with 4 bytes, which are there: for what is no multiple of 16 bytes apart.
+__device__ __forceinline__ void copy_async_word(void* to, const void* from) {
+#ifdef __CUDA_ARCH__
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(to));
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(address), "l"(from) : "memory");
+#elif !defined(__CUDACC__)
+  emulator::issue_async_copy<uint32_t>(to, from);
 #endif
 }
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from gansparse import _C
 from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, define_gradient, describe
+from gansparse.ops.sparse_conv2d_gradients import list_gradients
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
     PackedConv2d,
@@ -41,25 +42,26 @@ def sparse_conv2d(
             W_{o,c,r,s} \, \hat{x}_{n,\, c,\, i \cdot \text{stride} + r,\,
             j \cdot \text{stride} + s} \Bigr)
 
-    Stride and padding belong to the packed weight, and so does the device: T is float32 on the CPU,
-    the packed tiles' float16 or bfloat16 on CUDA, where sums are float32. What was pruned is not
-    computed, so a NaN in the input goes no further than the weights that stayed (on CUDA: than
-    their blocks). Gradients reach `input`, `weight.values` (so the mask stays: on CUDA a packed
-    value that is 0 gets none), `bias`, `residual` and a `slope` that is a tensor; where one is
-    wanted the activation is torch's own, and the gradients are torch's dense ones at the places
-    that stayed. The CUDA kernel has been checked without a GPU only, and not yet been timed.
+    Stride and padding belong to the packed weight, and so does T: float32 for a `PackedConv2d`, on
+    the CPU or CUDA; float16 or bfloat16, with float32 sums, for `PackedTiles`, on CUDA. What was
+    pruned is not computed, so a NaN in the input goes no further than the weights that stayed
+    (tiles: than their blocks). Gradients reach `input`, `weight.values` (so the mask stays: a value
+    of tiles that is 0 gets none), `bias`, `residual` and a `slope` that is a tensor; where one is
+    wanted the activation is torch's own. Those of a `PackedConv2d` on CUDA come from kernels that
+    do only what stayed; the others are torch's dense ones at the places that stayed. The CUDA
+    kernels have been checked without a GPU only, and not yet been timed.
 
     Args:
-        input: [N, C, H, W] T. On the CPU contiguous is fastest, on CUDA channels_last; anything
-            else is copied.
-        weight: from `pack_sparse_conv2d`; on CUDA from `pack_tiles_conv2d`.
+        input: [N, C, H, W] T. Contiguous is fastest, for tiles channels_last; anything else is
+            copied.
+        weight: from `pack_sparse_conv2d`; on CUDA also from `pack_tiles_conv2d`.
         bias: [O], computed with in float32.
         residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
 
     Returns:
-        [N, O, OH, OW] T, contiguous, on CUDA channels_last.
+        [N, O, OH, OW] T, contiguous, of tiles channels_last.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -179,11 +181,10 @@ def _run(input: Tensor, *arguments: Any) -> Tensor:
     if residual is not None:
         residual = residual.contiguous()
     output = _output(input, geometry)
-    current_stream(input)
     _C.sparse_conv2d(
         input, values, offsets, starts, rows, geometry, bias, residual,
         "none" if activation == "tanh" else activation,
-        slope if slopes is None else slopes, output,
+        slope if slopes is None else slopes, output, current_stream(input),
     )  # fmt: skip
     return output.tanh_() if activation == "tanh" else output
 
@@ -247,22 +248,35 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-    """Of a dense convolution, at the places that stayed; padding is zero."""
+    """At the places that stayed; padding is zero. Of packed lists on CUDA by kernels of ours."""
     if ctx.fused or ctx.geometry[ConvGeometry._fields.index("padding")]:
         raise NotImplementedError("call gansparse.ops.sparse_conv2d, which has these gradients")
     input, values, one, two, three = ctx.saved_tensors
-    g = ConvGeometry(*ctx.geometry)
-    weight: PackedConv2d | PackedTiles = PackedConv2d(values, one, two, three, g)
+    g, wanted = ConvGeometry(*ctx.geometry), ctx.needs_input_grad[:2]
+    lists = PackedConv2d(values, one, two, three, g)
     if values.dim() == 5:
-        weight = PackedTiles(values, one, two, three, g)
+        ours = _dense_gradients(grad, input, PackedTiles(values, one, two, three, g), wanted)
+    elif input.is_cuda:
+        ours = list_gradients(grad, input, lists, wanted)
+    else:
+        ours = _dense_gradients(grad, input, lists, wanted)
+    grad_bias = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.biased else None
+    grad_residual = grad if ctx.added else None
+    return *ours, *[None] * 4, grad_bias, grad_residual, *[None] * 3
+
+
+def _dense_gradients(
+    grad: Tensor, input: Tensor, weight: PackedConv2d | PackedTiles, wanted: tuple[bool, bool]
+) -> tuple[Tensor | None, Tensor | None]:
+    """Torch's, of a dense convolution: of the input and of the packed values."""
+    g = weight.geometry
     margins = _margins(input, g)
     padded = F.pad(input, margins)
     high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
     phases = F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
-    wanted = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], False]
     grad_padded, grad_dense, _ = torch.ops.aten.convolution_backward(
         F.pixel_unshuffle(phases, g.upscale), padded, _unpack(weight), None,
-        [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, wanted,
+        [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False],
     )  # fmt: skip
     grad_input = F.pad(grad_padded, [-m for m in margins]) if wanted[0] else None
     grad_values = None
@@ -271,9 +285,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_values = matrix.flatten()[tile_places(weight)] * (weight.values != 0)
     elif wanted[1] and isinstance(weight, PackedConv2d):
         grad_values = packed_rows(grad_dense, g).flatten()[places(weight)]
-    grad_bias = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.biased else None
-    grad_residual = grad if ctx.added else None
-    return grad_input, grad_values, *[None] * 4, grad_bias, grad_residual, *[None] * 3
+    return grad_input, grad_values
 
 
 define(_SCHEMA, _run, _fake)

@@ -35,14 +35,15 @@ def sparse_conv_transpose2d(
 
     Args:
         input: [N, C, H, W] T, as for `sparse_conv2d`.
-        weight: from `pack_sparse_conv_transpose2d`; on CUDA from `pack_tiles_conv_transpose2d`.
+        weight: from `pack_sparse_conv_transpose2d`; on CUDA also from
+            `pack_tiles_conv_transpose2d`.
         bias: [O], computed with in float32.
         residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
 
     Returns:
-        [N, O, OH, OW] T, contiguous, on CUDA channels_last.
+        [N, O, OH, OW] T, contiguous, of tiles channels_last.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.

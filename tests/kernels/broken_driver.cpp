@@ -150,6 +150,17 @@ __global__ void missing_barrier_after_copies(const float* in, float* out) {
   out[t] = tile[kThreads - 1 - t];
 }
 
+template <bool kSound>
+__global__ void missing_barrier_after_word_copies(const float* in, float* out) {
+  float* tile = static_cast<float*>(dynamic_shared());
+  const int t = threadIdx.x;
+  copy_async_word(tile + t, in + t);
+  commit_copies();
+  wait_copies<0>();
+  if (kSound) __syncthreads();
+  out[t] = tile[kThreads - 1 - t];
+}
+
 // The buffer is asked for again while others may still read it.
 template <bool kSound>
 __global__ void copies_asked_for_too_early(const float* in, float* out) {
@@ -212,6 +223,7 @@ bool run(const std::string& name, uint64_t seed) {
   if (name == "shuffle_outside_its_mask") return go([=] { shuffle_outside_its_mask<kSound>(i, o); });
   if (name == "different_warp_operations") return go([=] { different_warp_operations<kSound>(i, o); });
   if (name == "missing_barrier_after_copies") return go([=] { missing_barrier_after_copies<kSound>(i, o); });
+  if (name == "missing_barrier_after_word_copies") return go([=] { missing_barrier_after_word_copies<kSound>(i, o); });
   if (name == "copies_asked_for_too_early") return go([=] { copies_asked_for_too_early<kSound>(i, o); });
   if (name == "misaligned_matrix") return go([=] { misaligned_matrix<kSound>(i, o); });
   if (name == "metadata_falls") return go([=] { metadata_falls<kSound>(o); });

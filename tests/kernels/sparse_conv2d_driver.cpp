@@ -1,12 +1,18 @@
 // SPDX-License-Identifier: Apache-2.0
-// One launch of sparse_conv2d's kernel in the emulator.
+// One launch of a kernel of sparse_conv2d in the emulator.
 // sparse_conv2d_driver ARGUMENTS RESULTS DTYPE SEED
 //
-// Arguments: numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
-// shared memory, whether 2:4), slope (float [1]), input, values, metadata or nothing, places,
-// starts, bias or nothing, residual or nothing, slopes or nothing. Results: output, and the plan
-// (pictures, rows, columns, positions, buffers, bytes).
+// Arguments of tiles (float16, bfloat16): numbers (int64: geometry [14], N, H, W, OH, OW,
+// activation, slope_step, limit of shared memory, whether 2:4), slope (float [1]), input, values,
+// metadata or nothing, places, starts, bias or nothing, residual or nothing, slopes or nothing.
+// Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes). Arguments of
+// lists (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
+// shared memory, pixels of a lane, splits, whether slopes are an array), input, values, offsets,
+// starts, rows, bias or nothing, residual or nothing, slopes (float [1] or [O]), gradient of the
+// output or nothing. Results: output, or where there is a gradient that of the values; and the plan
+// (pictures, rows, columns, bytes).
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
 
 #include <cstdlib>
 #include <cstring>
@@ -73,10 +79,98 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   std::free(output);
 }
 
+// Its own allocation, so that AddressSanitizer guards it; all NaN.
+float* unwritten(int64_t count) {
+  auto* out = static_cast<float*>(std::malloc(static_cast<size_t>(count) * sizeof(float)));
+  std::memset(out, 0xff, static_cast<size_t>(count) * sizeof(float));
+  return out;
+}
+
+void run(int64_t blocks, int threads, int64_t shared_bytes, uint64_t seed,
+         const std::function<void()>& kernel) {
+  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+                    static_cast<size_t>(shared_bytes), seed},
+                   kernel);
+}
+
+void forward(const ListArguments& a, int64_t tiles, int pixels, uint64_t seed) {
+  run(tiles * a.t.row_blocks, kListThreads, a.t.shared_bytes, seed, [&a, pixels] {
+#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)  // which compile slowly
+    // Each pattern and each number of pixels once.
+    if ((a.p.g.vector == 1) != (pixels == kManyPixels)) std::abort();
+    a.p.g.vector == 1 ? sparse_conv2d_lists_kernel<false, kManyPixels>(a)
+                      : sparse_conv2d_lists_kernel<true, kFewPixels>(a);
+#else
+    if (a.p.g.vector == 1) {
+      pixels == kManyPixels ? sparse_conv2d_lists_kernel<false, kManyPixels>(a)
+                            : sparse_conv2d_lists_kernel<false, kFewPixels>(a);
+    } else {
+      pixels == kManyPixels ? sparse_conv2d_lists_kernel<true, kManyPixels>(a)
+                            : sparse_conv2d_lists_kernel<true, kFewPixels>(a);
+    }
+#endif
+  });
+}
+
+void gradient(const ListArguments& a, const float* grad, int splits, float* dvalues,
+              uint64_t seed) {
+  const int64_t size = a.p.weights * a.p.g.vector;
+  float* sums = splits > 1 ? unwritten(splits * size) : dvalues;
+  const GradientArguments d{a, grad, sums, splits, static_cast<int>(gradient_groups(a.t))};
+  run(int64_t{d.groups} * splits * gradient_parts(a.p.g), kGradientThreads, a.t.shared_bytes, seed,
+      [&d] { sparse_conv2d_gradient_kernel(d); });
+  if (splits == 1) return;
+  run((size + kListThreads - 1) / kListThreads, kListThreads, 0, seed,
+      [=] { sparse_conv2d_add_kernel(sums, splits, size, dvalues); });
+  std::free(sums);
+}
+
+void convolve_lists(const char* from, const char* to, uint64_t seed) {
+  Arguments arguments(from);
+  const int64_t* numbers = arguments.next<int64_t>();
+  Problem p{};
+  std::memcpy(&p.g, numbers, sizeof p.g);
+  numbers += kGeometryNumbers;
+  p.batch = numbers[0], p.height = numbers[1], p.width = numbers[2];
+  p.out_height = numbers[3], p.out_width = numbers[4];
+  p.activation = static_cast<Activation>(numbers[5]);
+  p.slope_step = numbers[6];
+  const int64_t limit = numbers[7];
+  const int pixels = static_cast<int>(numbers[8]), splits = static_cast<int>(numbers[9]);
+  p.input = arguments.next<float>();
+  p.values = arguments.next<float>();
+  p.offsets = arguments.next<uint16_t>(&p.weights);
+  p.starts = arguments.next<int32_t>();
+  p.rows = arguments.next<int32_t>(&p.lists);
+  p.bias = arguments.next<float>();
+  p.residual = arguments.next<float>();
+  const float* slope = arguments.next<float>();
+  p.slopes = numbers[10] != 0 ? slope : nullptr;
+  const float* grad = arguments.next<float>();
+
+  const int64_t count = grad == nullptr ? p.batch * p.g.out_channels * p.out_height * p.out_width
+                                        : p.weights * p.g.vector;
+  float* output = unwritten(count);
+  p.output = output;
+  const ListArguments a{p, plan_lists(p, pixels, limit), *slope};
+  const int64_t tiles = int64_t{a.t.tiles_n} * a.t.tiles_y * a.t.tiles_x;
+  if (grad == nullptr) {
+    forward(a, tiles, pixels, seed);
+  } else {
+    gradient(a, grad, splits, output, seed);
+  }
+  Results results(to);
+  results.add(output, count);
+  const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y, 1 << a.t.log_x, a.t.shared_bytes};
+  results.add(plan, 4);
+  std::free(output);
+}
+
 int main(int argc, char** argv) {
   if (argc != 5) return 2;
   const std::string dtype = argv[3];
   const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
+  if (dtype == "float32") convolve_lists(argv[1], argv[2], seed);
   if (dtype == "bfloat16") convolve<BFloat16>(argv[1], argv[2], seed);
 #if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // which compile slowly
   if (dtype == "float16") convolve<Half>(argv[1], argv[2], seed);

@@ -121,22 +121,27 @@ __global__ void products(const Matrices<T>& dense, const Matrices<T>& sparse) {
 
 __global__ void copies(const float* from) {
   const int thread = threadIdx.x;
-  float* mine = static_cast<float*>(dynamic_shared()) + 12 * thread;
+  float* mine = static_cast<float*>(dynamic_shared()) + 16 * thread;
   copy_async(mine, from, true);
+  copy_async_word(mine + 13, from + 3);
   commit_copies();
   copy_async(mine + 4, from + 4, true);
   commit_copies();
   copy_async(mine + 8, from, false);
+  copy_async_word(mine + 14, from + 5);
   commit_copies();
-  EXPECT(std::isnan(mine[0]) && std::isnan(mine[4]));  // nothing needs be there yet
+  EXPECT(std::isnan(mine[0]) && std::isnan(mine[4]) &&
+         std::isnan(mine[13]));  // nothing needs be there yet
   wait_copies<2>();
   EXPECT(mine[0] == from[0] && mine[3] == from[3]);
+  EXPECT(mine[13] == from[3] && std::isnan(mine[14]));
   EXPECT(std::isnan(mine[4]) && std::isnan(mine[8]));
   commit_copies();  // an empty group counts
   wait_copies<2>();
   EXPECT(mine[7] == from[7] && std::isnan(mine[11]));
   wait_copies<0>();
-  EXPECT(mine[8] == 0 && mine[11] == 0);
+  EXPECT(mine[8] == 0 && mine[11] == 0 && mine[14] == from[5]);
+  EXPECT(std::isnan(mine[12]) && std::isnan(mine[15]));  // a word's neighbours are left alone
 }
 
 template <class T>
@@ -155,6 +160,6 @@ int main(int argc, char** argv) {
   alignas(16) float from[8];
   for (int i = 0; i < 8; ++i) from[i] = static_cast<float>(i + 1);
   const float* array = from;
-  emu::launch({dim3(2), dim3(64), 64 * 12 * sizeof(float), seed}, [=] { copies(array); });
+  emu::launch({dim3(2), dim3(64), 64 * 16 * sizeof(float), seed}, [=] { copies(array); });
   return failures == 0 ? 0 : 1;
 }

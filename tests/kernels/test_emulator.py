@@ -33,6 +33,7 @@ FAULTS = {
     "shuffle_outside_its_mask": ("plain", "reads from a lane outside its mask at "),
     "different_warp_operations": ("plain", "lanes of one mask call different operations"),
     "missing_barrier_after_copies": ("thread", "data race"),
+    "missing_barrier_after_word_copies": ("thread", "data race"),
     "copies_asked_for_too_early": ("thread", "data race"),
     "misaligned_matrix": ("plain", ""),
     "metadata_falls": ("plain", "metadata does not rise"),

@@ -9,6 +9,7 @@
 #include "common/python_args.h"
 #include "ops/rooms.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
+#include "ops/sparse_conv2d/sparse_conv2d_lists.h"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
 
 namespace py = pybind11;
@@ -51,6 +52,12 @@ void check_array(const TensorView& view, DType dtype, const std::vector<int64_t>
   check.contiguous(view, name);
 }
 
+void check_aligned(const TensorView& view, const char* name) {
+  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
+    refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
+  }
+}
+
 // [N, C, H, W] that lies as [N, H, W, C], from a multiple of 16 bytes on.
 void check_channels_last(const TensorView& view, const char* name) {
   int64_t expected = 1;
@@ -60,9 +67,7 @@ void check_channels_last(const TensorView& view, const char* name) {
     expected *= view.shape[i];
   }
   if (!fits && view.numel() > 0) refuse(check.op(), name, "be channels_last", view.text());
-  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
-    refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
-  }
+  check_aligned(view, name);
 }
 
 Geometry check_geometry(const std::vector<int64_t>& numbers) {
@@ -102,12 +107,13 @@ Geometry check_geometry(const std::vector<int64_t>& numbers) {
 
 // Lists follow one another without gaps, and each belongs to a chunk of rows in its turn. At every
 // call, so no message is made before one is needed.
-void check_lists(const Problem& p, int64_t matrix_rows) {
+void check_lists(const Problem& p) {
+  const int64_t blocks = (p.g.in_channels + p.g.block - 1) / p.g.block;
+  const int64_t matrix_rows = p.lists / blocks * p.g.vector;
   const auto must = [](const char* name, const char* rule, int64_t got) {
     refuse(check.op(), name, rule, std::to_string(got));
   };
   if (p.starts[0] != 0) must("weight.starts", "begin with 0", p.starts[0]);
-  const int64_t blocks = (p.g.in_channels + p.g.block - 1) / p.g.block;
   int64_t list = 0;
   for (int64_t row = 0; row < matrix_rows; row += sparse_conv2d::kChunkRows) {
     const int64_t end = std::min(row + sparse_conv2d::kChunkRows, matrix_rows);
@@ -132,6 +138,14 @@ Activation check_activation(const std::string& name) {
   refuse(check.op(), "activation", "be none, relu, leaky_relu, prelu or tanh", name);
 }
 
+#ifndef GANSPARSE_WITH_CUDA
+[[noreturn]] void refuse_cuda() {
+  throw DeviceError(
+      "sparse_conv2d: this gansparse was built without CUDA; install it where nvcc is found, or "
+      "use tensors and weights on the CPU");
+}
+#endif
+
 // From the geometry and the input [N, C, H, W]: every size of a Problem or TileProblem.
 template <class P>
 void set_output_size(const TensorView& x, P* problem) {
@@ -153,11 +167,41 @@ void set_output_size(const TensorView& x, P* problem) {
              x.text());
 }
 
+// Input and lists, which the op and its gradient have in common: checked, and entered into p.
+void take_lists(const TensorView& x, const TensorView& offsets, const TensorView& starts,
+                const TensorView& rows, const std::vector<int64_t>& geometry, Problem* problem) {
+  Problem& p = *problem;
+  p.g = check_geometry(geometry);
+  const Geometry& g = p.g;
+  if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != g.in_channels) {
+    refuse(check.op(), "input",
+           "be float32 [N, " + std::to_string(g.in_channels) + ", H, W] on " + x.device.name(),
+           x.text());
+  }
+  check.contiguous(x, "input");
+  set_output_size(x, &p);
+  if (x.device.is_cuda()) {
+    const int64_t outputs = p.batch * g.out_channels * p.out_height * p.out_width;
+    check.that(std::max(x.numel(), outputs) <= INT32_MAX, "input",
+               "have at most 2^31 elements on cuda, and its output too", x.text());
+  }
+  p.weights = offsets.ndim == 1 ? offsets.shape[0] : -1;
+  check_array(offsets, DType::kInt16, {p.weights}, "weight.offsets", x.device);
+  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
+  check_array(starts, DType::kInt32, {p.lists + 1}, "weight.starts", x.device);
+  check_array(rows, DType::kInt32, {p.lists}, "weight.rows", x.device);
+  p.input = x.as<const float>();
+  p.offsets = offsets.as<const uint16_t>();
+  p.starts = starts.as<const int32_t>();
+  p.rows = rows.as<const int32_t>();
+}
+
 void convolve(const py::object& input, const py::object& values, const py::object& offsets,
               const py::object& starts, const py::object& rows,
               const std::vector<int64_t>& geometry, const py::object& bias,
               const py::object& residual, const std::string& activation, const py::object& slope,
-              const py::object& output) {
+              const py::object& output, uintptr_t stream) {
   // ---- Take the views and check them ------------------------------------------------------------
   const char* op = check.op();
   const TensorView x = view_of(input, op, "input");
@@ -170,52 +214,74 @@ void convolve(const py::object& input, const py::object& values, const py::objec
   const TensorView y = view_of(output, op, "output");
 
   Problem p{};
-  p.g = check_geometry(geometry);
+  take_lists(x, offset_view, start_view, row_view, geometry, &p);
   const Geometry& g = p.g;
-  if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != g.in_channels ||
-      x.device.is_cuda()) {
-    refuse(op, "input", "be float32 [N, " + std::to_string(g.in_channels) + ", H, W] on cpu",
-           x.text());
-  }
-  check.contiguous(x, "input");
-  set_output_size(x, &p);
-  p.weights = offset_view.ndim == 1 ? offset_view.shape[0] : -1;
-  check_array(offset_view, DType::kInt16, {p.weights}, "weight.offsets");
-  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values");
-  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
-  p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
-  check_array(start_view, DType::kInt32, {p.lists + 1}, "weight.starts");
-  check_array(row_view, DType::kInt32, {p.lists}, "weight.rows");
-  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias");
+  const Device device = x.device;
+  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values", device);
+  if (device.is_cuda() && g.vector > 1) check_aligned(value_view, "weight.values");
+  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias", device);
   const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
-  if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual");
-  check_array(y, DType::kFloat32, out_shape, "output");
+  if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual", device);
+  check_array(y, DType::kFloat32, out_shape, "output", device);
   p.activation = check_activation(activation);
   float number = 0.0f;
-  p.slopes = &number;
+  p.slopes = device.is_cuda() ? nullptr : &number;
   if (PyFloat_Check(slope.ptr())) {
     number = slope.cast<float>();
   } else {
     const TensorView slope_view = view_of(slope, op, "slope");
     const bool one = slope_view.numel() == 1;
-    check_array(slope_view, DType::kFloat32, {one ? 1 : g.out_channels}, "slope");
+    check_array(slope_view, DType::kFloat32, {one ? 1 : g.out_channels}, "slope", device);
     p.slopes = slope_view.as<const float>();
     p.slope_step = one ? 0 : 1;
   }
   if (x.described || y.numel() == 0) return;
 
   // ---- Convolve ---------------------------------------------------------------------------------
-  p.input = x.as<const float>();
   p.values = value_view.as<const float>();
-  p.offsets = offset_view.as<const uint16_t>();
-  p.starts = start_view.as<const int32_t>();
-  p.rows = row_view.as<const int32_t>();
   p.bias = bias_view ? bias_view->as<const float>() : nullptr;
   p.residual = residual_view ? residual_view->as<const float>() : nullptr;
   p.output = y.as<float>();
   const py::gil_scoped_release released;
-  check_lists(p, groups * g.vector);
+  if (device.is_cuda()) {
+#ifdef GANSPARSE_WITH_CUDA
+    return sparse_conv2d::run_cuda(p, number, device.index, stream);
+#else
+    refuse_cuda();
+#endif
+  }
+  (void)stream;
+  check_lists(p);
   sparse_conv2d::run_cpu(p);
+}
+
+// Gradient of weight.values, on CUDA only: on the CPU torch's is used. Without pictures nothing is
+// written.
+void convolve_gradient(const py::object& input, const py::object& offsets, const py::object& starts,
+                       const py::object& rows, const std::vector<int64_t>& geometry,
+                       const py::object& grad, const py::object& output, uintptr_t stream) {
+  const char* op = check.op();
+  const TensorView x = view_of(input, op, "input");
+  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
+  const TensorView start_view = view_of(starts, op, "weight.starts");
+  const TensorView row_view = view_of(rows, op, "weight.rows");
+  const TensorView grad_view = view_of(grad, op, "grad");
+  const TensorView y = view_of(output, op, "output");
+  check.that(x.device.is_cuda(), "input", "be on cuda", x.text() + " on " + x.device.name());
+  Problem p{};
+  take_lists(x, offset_view, start_view, row_view, geometry, &p);
+  check_array(grad_view, DType::kFloat32, {p.batch, p.g.out_channels, p.out_height, p.out_width},
+              "grad", x.device);
+  check_array(y, DType::kFloat32, {p.weights, p.g.vector}, "output", x.device);
+  if (x.described || y.numel() == 0 || grad_view.numel() == 0) return;
+  const py::gil_scoped_release released;
+#ifdef GANSPARSE_WITH_CUDA
+  sparse_conv2d::run_gradient_cuda(p, grad_view.as<const float>(), y.as<float>(), x.device.index,
+                                   stream);
+#else
+  (void)stream;
+  refuse_cuda();
+#endif
 }
 
 // ---- Tiles, on CUDA -----------------------------------------------------------------------------
@@ -326,9 +392,7 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
                           device.index, stream);
 #else
   (void)stream;
-  throw DeviceError(
-      "sparse_conv2d: this gansparse was built without CUDA; install it where nvcc is found, or "
-      "pack the weight for the CPU");
+  refuse_cuda();
 #endif
 }
 
@@ -337,7 +401,11 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
 std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
   module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
-             py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"));
+             py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"),
+             py::arg("stream") = uintptr_t{0});
+  module.def("sparse_conv2d_gradient", &convolve_gradient, py::arg("input"), py::arg("offsets"),
+             py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("grad"),
+             py::arg("output"), py::arg("stream") = uintptr_t{0});
   module.def("sparse_conv2d_tiles", &convolve_tiles, py::arg("input"), py::arg("values"),
              py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),

@@ -1,33 +1,47 @@
 // SPDX-License-Identifier: Apache-2.0
-// The launch of sparse_conv2d.
+// The launches of sparse_conv2d.
 #include "common/launch.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
 
 namespace gansparse::sparse_conv2d {
 namespace {
 
-template <class T, class C>
-void launch(const TileProblem& problem, int device, cudaStream_t stream) {
-  const char* op = "sparse_conv2d";
-  int limit = 0;
-  check_cuda(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device), op,
-             "cudaDeviceGetAttribute");
-  const TileArguments arguments{problem, plan_tiles(problem, limit)};
-  const TilePlan& plan = arguments.t;
-  const int64_t blocks = int64_t{plan.tiles_n} * plan.tiles_y * plan.tiles_x * plan.row_blocks;
-  if (plan.shared_bytes > limit || blocks > 0x7fffffff) {
-    throw DeviceError("sparse_conv2d: this layer needs " + std::to_string(plan.shared_bytes) +
+constexpr const char* kOp = "sparse_conv2d";
+
+int attribute(cudaDeviceAttr which, int device) {
+  int value = 0;
+  check_cuda(cudaDeviceGetAttribute(&value, which, device), kOp, "cudaDeviceGetAttribute");
+  return value;
+}
+
+// Refuses what this device has no room for; else allows the kernel its shared memory.
+template <class Kernel>
+unsigned admit(Kernel* kernel, int64_t blocks, int64_t shared_bytes, int64_t limit) {
+  if (shared_bytes > limit || blocks > INT32_MAX) {
+    throw DeviceError("sparse_conv2d: this layer needs " + std::to_string(shared_bytes) +
                       " bytes of shared memory and " + std::to_string(blocks) +
                       " blocks; this device has " + std::to_string(limit) +
                       " and 2^31: use torch's dense convolution");
   }
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                  static_cast<int>(shared_bytes)),
+             kOp, "cudaFuncSetAttribute");
+  return static_cast<unsigned>(blocks);
+}
+
+// ---- Tiles for tensor cores ---------------------------------------------------------------------
+
+template <class T, class C>
+void launch(const TileProblem& problem, int device, cudaStream_t stream) {
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const TileArguments arguments{problem, plan_tiles(problem, limit)};
+  const TilePlan& plan = arguments.t;
+  const int64_t blocks = int64_t{plan.tiles_n} * plan.tiles_y * plan.tiles_x * plan.row_blocks;
   const auto kernel = &sparse_conv2d_tiles_kernel<T, C>;
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
-      op, "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks), tile_threads(plan),
-           static_cast<size_t>(plan.shared_bytes), stream>>>(arguments);
-  check_launch(op);
+  const unsigned grid = admit(kernel, blocks, plan.shared_bytes, limit);
+  kernel<<<grid, tile_threads(plan), static_cast<size_t>(plan.shared_bytes), stream>>>(arguments);
+  check_launch(kOp);
 }
 
 template <class T>
@@ -40,10 +54,65 @@ void launch_typed(const TileProblem& p, int device, cudaStream_t stream) {
                           : launch<T, TileConfig<2, false>>(p, device, stream);
 }
 
+// ---- Lists, in float32 --------------------------------------------------------------------------
+
+int64_t list_tiles(const ListPlan& t) { return int64_t{t.tiles_n} * t.tiles_y * t.tiles_x; }
+
+template <bool kVector, int kPixels>
+void launch_lists(const ListArguments& a, int64_t limit, cudaStream_t stream) {
+  const auto kernel = &sparse_conv2d_lists_kernel<kVector, kPixels>;
+  const unsigned grid = admit(kernel, list_tiles(a.t) * a.t.row_blocks, a.t.shared_bytes, limit);
+  kernel<<<grid, kListThreads, static_cast<size_t>(a.t.shared_bytes), stream>>>(a);
+  check_launch(kOp);
+}
+
 }  // namespace
 
+void run_cuda(const Problem& p, float slope, int device, uintptr_t stream_handle) {
+  const DeviceGuard guard(device, kOp);
+  const cudaStream_t stream = stream_of(stream_handle);
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  const ListArguments many{p, plan_lists(p, kManyPixels, limit), slope};
+  const ListArguments few{p, plan_lists(p, kFewPixels, limit), slope};
+  // Few pixels a lane where the others would leave multiprocessors or half of their lanes idle.
+  const int64_t tiles = list_tiles(many.t);
+  if (tiles * many.t.row_blocks < processors || 2 * tiles > list_tiles(few.t) ||
+      many.t.shared_bytes > limit) {
+    return p.g.vector == 1 ? launch_lists<false, kFewPixels>(few, limit, stream)
+                           : launch_lists<true, kFewPixels>(few, limit, stream);
+  }
+  return p.g.vector == 1 ? launch_lists<false, kManyPixels>(many, limit, stream)
+                         : launch_lists<true, kManyPixels>(many, limit, stream);
+}
+
+void run_gradient_cuda(const Problem& p, const float* grad, float* dvalues, int device,
+                       uintptr_t stream_handle) {
+  const DeviceGuard guard(device, kOp);
+  const cudaStream_t stream = stream_of(stream_handle);
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  GradientArguments d{{p, plan_lists(p, kManyPixels, limit), 0.0f}, grad, dvalues, 1, 0};
+  const int64_t groups = gradient_groups(d.a.t), size = p.weights * p.g.vector;
+  const int64_t splits = std::clamp<int64_t>(kGradientBlocksBeside * processors / groups, 1,
+                                             std::min<int64_t>(list_tiles(d.a.t), kMostSplits));
+  const unsigned grid = admit(&sparse_conv2d_gradient_kernel, groups * splits * gradient_parts(p.g),
+                              d.a.t.shared_bytes, limit);
+  d.groups = static_cast<int>(groups), d.splits = static_cast<int>(splits);
+  const StreamMemory memory(static_cast<size_t>(splits > 1 ? splits * size : 1) * sizeof(float),
+                            stream, kOp);
+  if (splits > 1) d.sums = memory.at<float>(0);
+  sparse_conv2d_gradient_kernel<<<grid, kGradientThreads, static_cast<size_t>(d.a.t.shared_bytes),
+                                  stream>>>(d);
+  check_launch(kOp);
+  if (splits == 1) return;
+  const auto add = static_cast<unsigned>((size + kListThreads - 1) / kListThreads);
+  sparse_conv2d_add_kernel<<<add, kListThreads, 0, stream>>>(d.sums, d.splits, size, dvalues);
+  check_launch(kOp);
+}
+
 void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t stream) {
-  const DeviceGuard guard(device, "sparse_conv2d");
+  const DeviceGuard guard(device, kOp);
   switch (type) {
     case TileType::kFloat16:
       return launch_typed<Half>(problem, device, stream_of(stream));

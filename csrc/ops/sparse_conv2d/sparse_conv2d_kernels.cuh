@@ -36,11 +36,12 @@ struct TileArguments {
 
 // Row or column i of the padded input as one of the input, or −1: zero. Past the padding there are
 // only pixels that no stored output needs.
-__device__ __forceinline__ int64_t padded(int64_t i, int64_t size, Padding padding) {
+template <class Int>
+__device__ __forceinline__ Int padded(Int i, Int size, Padding padding) {
   if (i >= 0 && i < size) return i;
   if (padding == Padding::kZeros) return -1;
   if (padding == Padding::kReplicate) return i < 0 ? 0 : size - 1;
-  const int64_t mirrored = i < 0 ? -i : 2 * (size - 1) - i;
+  const Int mirrored = i < 0 ? -i : 2 * (size - 1) - i;
   return mirrored >= 0 && mirrored < size ? mirrored : -1;
 }
 
