@@ -18,7 +18,9 @@ Pair = tuple[int, int]
 
 _LANES = 16
 _CHUNK_ROWS = 256
-_SCRATCH_FLOATS = 10240
+# Rows of a vector share what they load, and so can have it from the second cache; longer lists are
+# worth more to them: 5 to 15 % at 90 % zeros.
+_SCRATCH_FLOATS = {True: 24576, False: 10240}
 _MOST_TAPS = 15
 
 
@@ -113,7 +115,7 @@ def pack_sparse_conv2d(
         ([1.0, 1.0, 1.0, 1.0], [0, 1, 2, 3])
     """
     layer = conv2d_layer(weight, stride, padding, padding_mode, mask, vector_size=vector_size)
-    return _pack(layer.weight, layer.kept, _fit(layer.geometry, size))
+    return pack_layer(layer._replace(geometry=_fit(layer.geometry, size)))
 
 
 def pack_sparse_conv_transpose2d(
@@ -155,7 +157,7 @@ def pack_sparse_conv_transpose2d(
     layer = conv_transpose2d_layer(
         weight, stride, padding, output_padding, mask, vector_size=vector_size
     )
-    return _pack(layer.weight, layer.kept, _fit(layer.geometry, size))
+    return pack_layer(layer._replace(geometry=_fit(layer.geometry, size)))
 
 
 def unpack_sparse_conv2d(weight: PackedConv2d) -> Tensor:
@@ -284,7 +286,9 @@ def packed_rows(matrix: Tensor, g: ConvGeometry) -> Tensor:
     return rows.view(-1, g.vector, *rows.shape[1:]).transpose(1, 2).flatten(0, 1)
 
 
-def _pack(weight: Tensor, kept: Tensor, g: ConvGeometry) -> PackedConv2d:
+def pack_layer(layer: Layer) -> PackedConv2d:
+    """Pack what its geometry says."""
+    weight, kept, g = layer
     matrix = packed_rows(weight.detach().cpu(), g).flatten(3)  # [M / V, V, C, R·S]
     keep = packed_rows(kept.cpu(), g).flatten(3).any(1)  # [M / V, C, R·S]
     table = torch.tensor(_offsets(g))
@@ -327,7 +331,7 @@ def _fit(g: ConvGeometry, size: tuple[int, int, int] | None) -> ConvGeometry:
     """Choose patch and block."""
     if size is not None:
         g = g._replace(patch=_patch(g, *size))
-    most = max(1, _SCRATCH_FLOATS // g.channel_floats)
+    most = max(1, _SCRATCH_FLOATS[g.vector > 1] // g.channel_floats)
     blocks = -(-g.in_channels // most)
     return g._replace(block=-(-g.in_channels // blocks))
 

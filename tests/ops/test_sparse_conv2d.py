@@ -45,7 +45,11 @@ def run(sample: Sample, arguments: dict[str, Any]) -> Tensor:
 def finish(z: Tensor, a: dict[str, Any]) -> Tensor:
     """Bias, residual and activation, in z's dtype."""
     if a["bias"] is not None:
-        z = z + a["bias"].to(z.dtype)[:, None, None]
+        planes = a["bias"].to(z.dtype)[:, None, None]
+        if len(planes) > z.shape[1]:  # one a phase
+            high, wide = z.shape[2:]
+            planes = F.pixel_shuffle(planes, 2).repeat(1, high, wide)[:, :high, :wide]
+        z = z + planes
     if a["residual"] is not None:
         z = z + a["residual"].to(z.dtype)
     if a["activation"] in ("leaky_relu", "prelu"):
@@ -96,7 +100,8 @@ def test_values_with_every_patch(vector: int, patch: int, backend: str) -> None:
 def repacked(weight: Tensor, geometry: Any) -> PackedConv2d:
     from gansparse.ops import sparse_conv2d_packing
 
-    return sparse_conv2d_packing._pack(weight, weight != 0, geometry)
+    layer = sparse_conv2d_packing.Layer(weight, weight != 0, geometry)
+    return sparse_conv2d_packing.pack_layer(layer)
 
 
 @pytest.mark.parametrize("sample", [samples("model")[0], transposed.samples("model")[2]], **names)
@@ -143,6 +148,37 @@ def test_nan_stays_visible_and_goes_no_further(backend: str) -> None:
         got = sparse_conv2d(input, packed, activation=activation)
         assert got.isnan().nonzero().tolist() == [[0, 0, 4, 5]]
         assert got[0, 1, 7, 7] == (0 if activation == "relu" else -torch.inf)
+
+
+@every_simd
+def test_result_goes_where_it_is_told(backend: str) -> None:
+    for sample in (TINY[0], TINY[11], TINY[-1]):  # plain, tanh, transposed
+        arguments = sample.arguments()
+        want = run(sample, arguments)
+        out = torch.full_like(want, torch.nan)
+        assert run(sample, arguments | {"out": out}) is out
+        assert torch.equal(out, want)
+        reference = sparse_conv2d_reference(**(arguments | {"out": torch.empty_like(want)}))
+        assert torch.equal(reference, sparse_conv2d_reference(**arguments))
+
+
+def test_refuses_out_with_gradients_and_overlap() -> None:
+    a = TINY[0].arguments()
+    out = torch.empty_like(sparse_conv2d(**a))
+    flat = torch.zeros(a["input"].numel() + out.numel())
+    input = flat[: a["input"].numel()].view_as(a["input"])
+    for first, fits in ((len(flat) - out.numel(), True), (len(flat) - out.numel() - 1, False)):
+        part = flat[first:][: out.numel()].view_as(out)
+        if fits:
+            sparse_conv2d(**(a | {"input": input, "out": part}))
+            continue
+        with pytest.raises(InputError, match=r"out must not overlap input, got float32 \[2, 6, 9"):
+            sparse_conv2d(**(a | {"input": input, "out": part}))
+    with pytest.raises(InputError, match="out must not overlap residual"):
+        sparse_conv2d(**(a | {"residual": out, "out": out}))
+    a["input"].requires_grad_()
+    with pytest.raises(InputError, match="out must be None .* where gradients are wanted"):
+        sparse_conv2d(**a, out=out)
 
 
 @every_simd
@@ -266,6 +302,12 @@ def by_schema(a: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("sample", TINY, **names)
 def test_opcheck(sample: Sample) -> None:
     torch.library.opcheck(torch.ops.gansparse.sparse_conv2d.default, by_schema(sample.arguments()))
+
+
+def test_opcheck_of_the_op_with_out() -> None:
+    a = TINY[0].arguments()
+    op = torch.ops.gansparse.sparse_conv2d_out.default
+    torch.library.opcheck(op, (*by_schema(a), torch.empty_like(sparse_conv2d(**a))))
 
 
 @pytest.mark.parametrize("sample", [TINY[0], TINY[2], transposed.samples("tiny")[0]], **names)

@@ -10,6 +10,7 @@
 #include "ops/rooms.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
+#include "ops/sparse_conv2d/winograd_conv2d.h"
 
 namespace py = pybind11;
 
@@ -63,6 +64,16 @@ void check_channels_last(const TensorView& view, const char* name) {
   if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
     refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
   }
+}
+
+// Memory that is written is nobody else's.
+void check_apart(const TensorView& out, const TensorView& other, const char* name) {
+  const auto bytes = [](const TensorView& view) { return view.numel() * size_of(view.dtype); };
+  const auto begin = [](const TensorView& view) { return reinterpret_cast<uintptr_t>(view.data); };
+  const bool apart = out.data == nullptr || other.data == nullptr ||
+                     begin(out) + bytes(out) <= begin(other) ||
+                     begin(other) + bytes(other) <= begin(out);
+  check.that(apart, "out", std::string("not overlap ") + name, out.text());
 }
 
 Geometry check_geometry(const std::vector<int64_t>& numbers) {
@@ -153,25 +164,17 @@ void set_output_size(const TensorView& x, P* problem) {
              x.text());
 }
 
-void convolve(const py::object& input, const py::object& values, const py::object& offsets,
-              const py::object& starts, const py::object& rows,
-              const std::vector<int64_t>& geometry, const py::object& bias,
-              const py::object& residual, const std::string& activation, const py::object& slope,
-              const py::object& output) {
-  // ---- Take the views and check them ------------------------------------------------------------
+// What both ops on the CPU have beside the weight; false where there is nothing to compute.
+bool take_pictures(const py::object& input, const py::object& bias, const py::object& residual,
+                   const std::string& activation, const py::object& slope, const py::object& output,
+                   float* number, Problem* problem) {
   const char* op = check.op();
+  Problem& p = *problem;
+  const Geometry& g = p.g;
   const TensorView x = view_of(input, op, "input");
-  const TensorView value_view = view_of(values, op, "weight.values");
-  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
-  const TensorView start_view = view_of(starts, op, "weight.starts");
-  const TensorView row_view = view_of(rows, op, "weight.rows");
   const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
   const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
-  const TensorView y = view_of(output, op, "output");
-
-  Problem p{};
-  p.g = check_geometry(geometry);
-  const Geometry& g = p.g;
+  const TensorView y = view_of(output, op, "out");
   if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != g.in_channels ||
       x.device.is_cuda()) {
     refuse(op, "input", "be float32 [N, " + std::to_string(g.in_channels) + ", H, W] on cpu",
@@ -179,22 +182,19 @@ void convolve(const py::object& input, const py::object& values, const py::objec
   }
   check.contiguous(x, "input");
   set_output_size(x, &p);
-  p.weights = offset_view.ndim == 1 ? offset_view.shape[0] : -1;
-  check_array(offset_view, DType::kInt16, {p.weights}, "weight.offsets");
-  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values");
-  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
-  p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
-  check_array(start_view, DType::kInt32, {p.lists + 1}, "weight.starts");
-  check_array(row_view, DType::kInt32, {p.lists}, "weight.rows");
-  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias");
+  const int64_t phases = g.upscale * g.upscale;
+  p.bias_step = bias_view && bias_view->numel() == phases * g.out_channels && phases > 1 ? 1 : 0;
+  const int64_t biases = p.bias_step ? phases * g.out_channels : g.out_channels;
+  if (bias_view) check_array(*bias_view, DType::kFloat32, {biases}, "bias");
   const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
   if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual");
-  check_array(y, DType::kFloat32, out_shape, "output");
+  check_array(y, DType::kFloat32, out_shape, "out");
+  check_apart(y, x, "input");
+  if (residual_view) check_apart(y, *residual_view, "residual");
   p.activation = check_activation(activation);
-  float number = 0.0f;
-  p.slopes = &number;
+  p.slopes = number;
   if (PyFloat_Check(slope.ptr())) {
-    number = slope.cast<float>();
+    *number = slope.cast<float>();
   } else {
     const TensorView slope_view = view_of(slope, op, "slope");
     const bool one = slope_view.numel() == 1;
@@ -202,20 +202,74 @@ void convolve(const py::object& input, const py::object& values, const py::objec
     p.slopes = slope_view.as<const float>();
     p.slope_step = one ? 0 : 1;
   }
-  if (x.described || y.numel() == 0) return;
-
-  // ---- Convolve ---------------------------------------------------------------------------------
   p.input = x.as<const float>();
+  p.bias = bias_view ? bias_view->as<const float>() : nullptr;
+  p.residual = residual_view ? residual_view->as<const float>() : nullptr;
+  p.output = y.as<float>();
+  return !x.described && y.numel() > 0;
+}
+
+void convolve(const py::object& input, const py::object& values, const py::object& offsets,
+              const py::object& starts, const py::object& rows,
+              const std::vector<int64_t>& geometry, const py::object& bias,
+              const py::object& residual, const std::string& activation, const py::object& slope,
+              const py::object& output) {
+  const char* op = check.op();
+  const TensorView value_view = view_of(values, op, "weight.values");
+  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
+  const TensorView start_view = view_of(starts, op, "weight.starts");
+  const TensorView row_view = view_of(rows, op, "weight.rows");
+  Problem p{};
+  float number = 0.0f;
+  p.g = check_geometry(geometry);
+  const Geometry& g = p.g;
+  const bool computes =
+      take_pictures(input, bias, residual, activation, slope, output, &number, &p);
+  p.weights = offset_view.ndim == 1 ? offset_view.shape[0] : -1;
+  check_array(offset_view, DType::kInt16, {p.weights}, "weight.offsets");
+  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values");
+  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
+  check_array(start_view, DType::kInt32, {p.lists + 1}, "weight.starts");
+  check_array(row_view, DType::kInt32, {p.lists}, "weight.rows");
+  if (!computes) return;
+
   p.values = value_view.as<const float>();
   p.offsets = offset_view.as<const uint16_t>();
   p.starts = start_view.as<const int32_t>();
   p.rows = row_view.as<const int32_t>();
-  p.bias = bias_view ? bias_view->as<const float>() : nullptr;
-  p.residual = residual_view ? residual_view->as<const float>() : nullptr;
-  p.output = y.as<float>();
   const py::gil_scoped_release released;
   check_lists(p, groups * g.vector);
   sparse_conv2d::run_cpu(p);
+}
+
+void convolve_winograd(const py::object& input, const py::object& values,
+                       const std::vector<int64_t>& geometry, const py::object& bias,
+                       const py::object& residual, const std::string& activation,
+                       const py::object& slope, const py::object& output) {
+  const TensorView value_view = view_of(values, check.op(), "weight.values");
+  Problem p{};
+  float number = 0.0f;
+  p.g = check_geometry(geometry);
+  const Geometry& g = p.g;
+  const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
+    check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
+  };
+  that(g.taps_h == 3, "taps_h", "be 3 for Winograd", g.taps_h);
+  that(g.taps_w == 3, "taps_w", "be 3 for Winograd", g.taps_w);
+  that(g.stride == 1, "stride", "be 1 for Winograd", g.stride);
+  that(g.patch == 4, "patch", "be 4 for Winograd", g.patch);
+  that(g.vector == sparse_conv2d::kWinogradRows, "vector", "be 8 for Winograd", g.vector);
+  const bool computes =
+      take_pictures(input, bias, residual, activation, slope, output, &number, &p);
+  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  check_array(value_view, DType::kFloat32,
+              {sparse_conv2d::kPositions, groups, g.in_channels, g.vector}, "weight.values");
+  if (!computes) return;
+
+  p.values = value_view.as<const float>();
+  const py::gil_scoped_release released;
+  sparse_conv2d::run_winograd(p);
 }
 
 // ---- Tiles, on CUDA -----------------------------------------------------------------------------
@@ -338,6 +392,9 @@ std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
   module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
              py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"));
+  module.def("winograd_conv2d", &convolve_winograd, py::arg("input"), py::arg("values"),
+             py::arg("geometry"), py::arg("bias"), py::arg("residual"), py::arg("activation"),
+             py::arg("slope"), py::arg("output"));
   module.def("sparse_conv2d_tiles", &convolve_tiles, py::arg("input"), py::arg("values"),
              py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),

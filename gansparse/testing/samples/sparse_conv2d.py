@@ -37,6 +37,7 @@ class Sample:
         vector_size: output channels that share a pattern.
         sparsity: share pruned.
         biased: there is a bias.
+        phased: of a transposed one: a bias for each phase.
         residual: there is a residual.
         activation: none, relu, leaky_relu, prelu or tanh.
         slopes: of prelu: 1 or O of them; 0: a number.
@@ -55,6 +56,7 @@ class Sample:
     vector_size: int = 1
     sparsity: float = 0.75
     biased: bool = True
+    phased: bool = False
     residual: bool = False
     activation: Activation = "none"
     slopes: int = 0
@@ -113,7 +115,7 @@ class Sample:
         return {
             "input": input,
             "weight": self.pack(weight),
-            "bias": normal(self.out) if self.biased else None,
+            "bias": normal(self.out * (4 if self.phased else 1)) if self.biased else None,
             "residual": normal(*output) if self.residual else None,
             "activation": self.activation,
             "slope": normal(self.slopes) if self.slopes else 0.2,
