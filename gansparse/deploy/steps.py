@@ -8,7 +8,7 @@ reference for its kernels, which `KERNELS` names. A `Norm` is an InstanceNorm wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -211,6 +211,24 @@ class OneDNNConv(Conv):
                 x, self.reordered, bias, self.zeros, *self.settings
             )
         return cast(Tensor, made)
+
+
+class OnePixel(Conv):
+    """A transposed convolution of single pixels, as the matrix product that it is."""
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__(replace(layer, bias=None))
+        with torch.no_grad():
+            made = super().convolve(torch.eye(len(layer.weight))[..., None, None])  # [C, O, OH, OW]
+        bias = made.new_zeros(made.shape[1]) if layer.bias is None else layer.bias
+        self.weight = made.flatten(1)
+        self.bias = bias[:, None, None].expand(made.shape[1:]).flatten()
+        self.shape = made.shape[1:]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Convolution and bias."""
+        made = torch.addmm(cast(Tensor, self.bias), x.flatten(1), cast(Tensor, self.weight))
+        return made.view(len(x), *self.shape)
 
 
 class Sparse(nn.Module):
@@ -420,6 +438,8 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
     if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         add("onednn", "NCHW", onednn_conv)
         add("onednn channels_last", "channels_last", onednn_conv)
+    if layer.transposed and layer.groups == 1 and tuple(size[2:]) == (1, 1):
+        found["matrix"] = Kernel("NCHW", lambda: OnePixel(layer))
     if _packable(layer):
         n, _, h, w = size
         if _takes_winograd(layer, size):

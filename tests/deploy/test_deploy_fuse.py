@@ -197,6 +197,7 @@ KINDS = {
     "no bias": nn.Conv2d(5, 16, 5, padding=2, bias=False),
     "transposed": nn.ConvTranspose2d(5, 16, 4, 2, 1),
     "output padding": nn.ConvTranspose2d(5, 16, 3, 2, 1, output_padding=1),
+    "3 x 3": nn.Conv2d(5, 16, 3, padding=1),
 }
 
 
@@ -222,6 +223,19 @@ def test_every_kernel_computes_the_layer(kind, tail):
         step = way.make()
         for given in (x, x.contiguous(memory_format=torch.channels_last)):
             close(step(given), want, terms=200, name=name)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@torch.no_grad()
+def test_single_pixels_are_a_matrix_product(biased):
+    network = seeded(
+        nn.Sequential(nn.ConvTranspose2d(5, 16, 4, 1, 0, bias=biased), nn.PReLU(16)), zeros=0
+    )
+    x = picture(3, 5, 1, 1)
+    _, _, steps = fused_graph(network, x)
+    ways = kernels(steps["0"].layer, tuple(x.shape))
+    close(ways["matrix"].make()(x), exact(network, x), terms=200)
+    assert "matrix" not in kernels(steps["0"].layer, (3, 5, 1, 2))
 
 
 @torch.no_grad()
