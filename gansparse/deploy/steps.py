@@ -227,7 +227,7 @@ class OnePixel(Conv):
 
     def convolve(self, x: Tensor) -> Tensor:
         """Convolution and bias."""
-        made = torch.addmm(cast(Tensor, self.bias), x.flatten(1), cast(Tensor, self.weight))
+        made = torch.addmm(self.bias, x.flatten(1), self.weight)
         return made.view(len(x), *self.shape)
 
 

@@ -100,8 +100,8 @@ def pack_sparse_conv2d(
         vector_size: 1, or 4, 8, 16, 32, 64 where so many neighbouring output channels share a
             pattern; what only some of them keep costs as if all of them did.
         mask: which weights are kept; None: those that are not 0.
-        size: (N, H, W) of the input that the layer will see most. It makes the packing fit; other
-            sizes stay right.
+        size: (N, H, W) of the input that the layer will see most. It makes the packing fit, for as
+            many threads as torch has now; others stay right.
 
     Returns:
         the packed weight, on the CPU.
@@ -337,8 +337,9 @@ def _fit(g: ConvGeometry, size: tuple[int, int, int] | None) -> ConvGeometry:
 
 
 def _patch(g: ConvGeometry, batch: int, height: int, width: int) -> int:
-    """The patch for which the pixels computed, weighted by what one costs, are fewest."""
+    """The patch for which the thread with most pixels, weighted by what one costs, has fewest."""
     high, wide = (-(-n // g.upscale) for n in g.output_size(height, width))
+    chunks, threads = -(-g.matrix_rows // _CHUNK_ROWS), torch.get_num_threads()
 
     def cost(patch: int) -> float:
         tiles = min(
@@ -347,7 +348,7 @@ def _patch(g: ConvGeometry, batch: int, height: int, width: int) -> int:
             for y in (1, 2, 4, 8, 16)
             if n * y <= _LANES
         )
-        return tiles * patch**2 * {4: 1.0, 2: 1.25, 1: 2.0}[patch]
+        return -(-tiles * chunks // threads) * patch**2 * {4: 1.0, 2: 1.25, 1: 2.0}[patch]
 
     return min((4, 2, 1), key=cost)
 

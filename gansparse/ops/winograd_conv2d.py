@@ -189,7 +189,7 @@ def _direct(weight: PackedWinograd) -> PackedConv2d:
     """The weight itself, as the reference takes it."""
     g = weight.geometry
     back = torch.linalg.pinv(torch.tensor(_POINTS, dtype=torch.float64))  # [3, 6]
-    points = weight.values.double().unflatten(0, (6, 6))
+    points = weight.values.double().view(6, 6, *weight.values.shape[1:])
     matrix = torch.einsum("ia,abmcv,jb->mvcij", back, points, back).flatten(0, 1)
     direct = shuffled_rows(matrix, g).float()
     return pack_layer(Layer(direct, torch.ones_like(direct, dtype=torch.bool), g))

@@ -207,10 +207,14 @@ void run_winograd(const Problem& p) {
   const int64_t work = 2 * kPositions * kLanes * rows * p.g.in_channels;  // of a unit
   float* const memory = arena(each * max_threads());
   std::atomic<int64_t> next{0};
-  const int64_t units = ceil_div(plan.tiles, 2) * plan.chunks;
+  // Two tiles at a time, unless threads would have to wait for one another.
+  const int64_t threads = max_threads(), pairs = ceil_div(plan.tiles, 2) * plan.chunks;
+  const bool even = 2 * ceil_div(pairs, threads) <= ceil_div(plan.tiles * plan.chunks, threads);
+  const int64_t together = even || threads == 1 ? 2 : 1;
+  const int64_t units = ceil_div(plan.tiles, together) * plan.chunks;
   parallel_for(units, 1 + kGrainWork / (1 + work), [&](int64_t begin, int64_t end) {
     float* const own = memory + each * next++;
-    WinogradSpace space{own, own + staged, nullptr, nullptr, nullptr};
+    WinogradSpace space{together, own, own + staged, nullptr, nullptr, nullptr};
     space.inputs = space.scratch + scratch;
     space.outputs = space.inputs + inputs;
     space.sums = space.outputs + outputs;

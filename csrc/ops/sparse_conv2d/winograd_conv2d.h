@@ -6,9 +6,9 @@
 // (Lavin and Gray 2016), at the points 0, ±a, ±b, ∞:
 //   y[o] = Aᵀ (Σ_c (G W[o, c] Gᵀ) ⊙ (Bᵀ d[c] B)) A + bias and so on as in sparse_conv2d.h
 // Each of the 36 products is a matrix product of [M, C] and [C, patches]. Which points decides how
-// much is lost to rounding: with a = 3/4 and b = 3/2, whose powers here are exact, the largest error
-// is 2e-6 to 4e-6 of the largest output (64 to 256 channels); with the usual 1 and 2 four times that,
-// by oneDNN's direct convolution 3e-7.
+// much is lost to rounding: with a = 3/4 and b = 3/2, whose powers here are exact, the largest
+// error is 2e-6 to 4e-6 of the largest output (64 to 256 channels); with the usual 1 and 2 four
+// times that, by oneDNN's direct convolution 3e-7.
 //
 // | argument   | shape                        | dtype   | role                    |
 // |------------|------------------------------|---------|-------------------------|
@@ -34,14 +34,15 @@ constexpr int64_t kWinogradChannels = 8;  // in lanes at a time
 
 // A thread's own memory, aligned to 64 bytes.
 struct WinogradSpace {
-  float* staged;   // as Workspace has it
-  float* scratch;  // [kWinogradChannels][6][6][16]
-  float* inputs;   // [36][C][2][16] and a line after each of the 36
-  float* outputs;  // [36][chunk's rows][2][16], likewise
-  float* sums;     // [chunk's rows][4][4][16]
+  int64_t together;  // tiles that share the loads of the weights: 1 or 2
+  float* staged;     // as Workspace has it
+  float* scratch;    // [kWinogradChannels][6][6][16]
+  float* inputs;     // [36][C][2][16] and a line after each of the 36
+  float* outputs;    // [36][chunk's rows][2][16], likewise
+  float* sums;       // [chunk's rows][4][4][16]
 };
 
-// Units [begin, end), of ⌈tiles / 2⌉ · chunks: the chunks of the first two tiles, then …
+// Units [begin, end), of ⌈tiles / together⌉ · chunks: the chunks of the first tiles, then …
 using RunWinograd = void (*)(const Problem& p, const Plan& plan, const WinogradSpace& space,
                              int64_t begin, int64_t end);
 void run_winograd_avx2(const Problem& p, const Plan& plan, const WinogradSpace& space,

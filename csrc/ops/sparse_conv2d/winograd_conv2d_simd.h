@@ -168,9 +168,9 @@ template <class Simd>
 void run_winograd_units(const Problem& p, const Plan& plan, const WinogradSpace& space,
                         int64_t begin, int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t chunk = unit % plan.chunks, first = unit / plan.chunks * 2;
+    const int64_t chunk = unit % plan.chunks, first = unit / plan.chunks * space.together;
     const bool loaded = unit > begin && chunk > 0;
-    if (first + 1 < plan.tiles) {
+    if (space.together == 2 && first + 1 < plan.tiles) {
       run_winograd_unit<Simd, 2>(p, plan, space, chunk, first, loaded);
     } else {
       run_winograd_unit<Simd, 1>(p, plan, space, chunk, first, loaded);
