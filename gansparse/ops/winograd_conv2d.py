@@ -84,7 +84,7 @@ def winograd_conv2d(
         [N, O, OH, OW] float32, contiguous; ``out``, if that is given.
 
     Raises:
-        InputError: an argument breaks a rule; the message names it and what it was.
+        InputError: an argument breaks a rule, or asks for a gradient.
 
     Example:
         >>> weight, x = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 3, 3)
@@ -98,10 +98,11 @@ def winograd_conv2d(
             out = input.new_empty(len(input), g.out_channels, *g.output_size(*input.shape[2:]))
     slopes = slope if isinstance(slope, Tensor) else None
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
-    with torch.no_grad():
-        torch.ops.gansparse.winograd_conv2d(
-            input, *weight, bias, residual, activation, number, slopes, out
-        )
+    read = (input, weight.values, bias, residual, slopes)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in read):
+        raise InputError("winograd_conv2d has no gradients: call it under torch.no_grad()")
+    op = torch.ops.gansparse.winograd_conv2d
+    op(input, *weight, bias, residual, activation, number, slopes, out)
     return out
 
 

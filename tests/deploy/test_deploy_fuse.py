@@ -76,6 +76,31 @@ def test_every_layer_of_the_families_is_fused():
     assert not left(captured)
 
 
+def test_activations_around_a_u_nets_joins_are_fused():
+    captured, fused, _ = check(generator("unet-not-live").eval(), *GENERATORS["unet-not-live"][1]())
+    of_layers = list(fused.values())
+    assert of_layers[0] == ["leaky_relu"]
+    assert of_layers[1:4] == [["batch_norm", "leaky_relu"]] * 3
+    assert of_layers[5:9] == [["batch_norm", "relu"]] * 4
+    kinds = [name.rstrip("_0123456789") for name in left(captured)]
+    assert sorted(kinds) == ["cat"] * 4 + ["relu"] * 4  # the skips are read before and after
+
+
+def test_a_relu_of_joined_tensors_that_something_else_reads_stays():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = conv(), conv()
+
+        def forward(self, x):
+            both = torch.cat([self.one(x), self.two(x)], 1)
+            return torch.relu(both) + both
+
+    captured, fused, _ = check(seeded(Joined()), picture())
+    assert not any(fused.values())
+    assert [name for name in left(captured)] == ["cat", "relu", "add"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [

@@ -111,6 +111,13 @@ def test_values_of_whole_layers(sample: Sample) -> None:
     close(run(sample, arguments), want, terms=terms(sample), scale=scale)
 
 
+def test_values_of_a_layer_that_is_too_large_to_be_kept_in_lanes() -> None:
+    sample = Sample("large", (1, 1900, 5, 5), 260, sparsity=0.99)
+    arguments = sample.arguments()
+    want, scale = truth(sample, arguments)
+    close(run(sample, arguments), want, terms=terms(sample), scale=scale)
+
+
 @pytest.mark.parametrize("sample", TINY, **names)
 def test_values_of_the_reference(sample: Sample) -> None:
     arguments = sample.arguments()

@@ -167,6 +167,7 @@ def samples(size: Size) -> list[Sample]:
               for o, v in ((1, 1), (255, 1), (257, 1), (3, 4), (257, 16), (70, 64))),
             *(Sample(f"batch-{n}-of-{h}x{h}", (n, 5, h, h), 6, fitted=True, vector_size=v)
               for n, h in ((1, 2), (3, 4), (17, 1), (5, 8), (16, 4)) for v in (1, 4)),
+            Sample("tiles-and-chunks", (2, 40, 20, 20), 300, vector_size=4, sparsity=0.9),
             Sample("nothing-kept", (1, 4, 8, 8), 4, sparsity=1.0),
             Sample("all-kept", (1, 4, 8, 8), 4, sparsity=0.0),
             Sample("no-padding", (2, 4, 20, 20), 4, padding=0),
