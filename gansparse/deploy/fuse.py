@@ -85,8 +85,10 @@ def _relu_before_cat(graph: fx.Graph) -> None:
     """
     order = {node: place for place, node in enumerate(graph.nodes)}
     for cat in list(graph.nodes):
-        relu = next(iter(cat.users), None)
-        if cat.target is not torch.cat or len(cat.users) != 1 or relu.target not in _RELU:
+        if cat.target is not torch.cat or len(cat.users) != 1:
+            continue
+        relu = next(iter(cat.users))
+        if relu.target not in _RELU:
             continue
         joined = cat.args[0] if cat.args else cat.kwargs["tensors"]
         for read in dict.fromkeys(joined):
