@@ -281,7 +281,10 @@ class Sparse(nn.Module):
 
 
 class Winograd(nn.Module):
-    """The layer by `gansparse.ops.winograd_conv2d`, dense; a pixel shuffle follows in torch."""
+    """The layer by `gansparse.ops.winograd_conv2d`, dense; a pixel shuffle follows in torch.
+
+    Its weight takes four times the memory of the layer's.
+    """
 
     values: Tensor
     bias: Tensor | None

@@ -28,7 +28,7 @@ from gansparse.ops import (
     sparse_conv_transpose2d_reference,
     unpack_sparse_conv2d,
 )
-from gansparse.testing import RedZones, close, same_direction
+from gansparse.testing import RedZones, close, same_direction, timing
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import REFUSALS, Refusal, Sample, samples
 
@@ -210,6 +210,14 @@ def test_same_bits_whatever_the_threads(backend: str) -> None:
             torch.set_num_threads(count)
             results.append(sparse_conv2d(**arguments))
         assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_patches_are_smaller_where_a_thread_would_wait() -> None:
+    weight = torch.ones(8, 64, 4, 4)
+    for count, patch in ((1, 4), (2, 2)):
+        with timing.threads(count):
+            packed = pack_sparse_conv_transpose2d(weight, stride=2, padding=1, size=(1, 16, 16))
+        assert packed.geometry.patch == patch
 
 
 def test_two_python_threads_at_once() -> None:
