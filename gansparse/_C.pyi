@@ -79,6 +79,16 @@ def sparse_conv2d_gradient(
     output: Array,
     stream: int = 0,
 ) -> None: ...
+def winograd_conv2d(
+    input: Array,
+    values: Array,
+    geometry: Sequence[int],
+    bias: Array | None,
+    residual: Array | None,
+    activation: str,
+    slope: float | Array,
+    output: Array,
+) -> None: ...
 def sparse_conv2d_tiles(
     input: Array,
     values: Array,

@@ -48,6 +48,7 @@ class Row:
         times_best_iqr: its interquartile range over the rounds.
         best: that peer.
         times_torch: the time of torch eager, the better of both layouts, over this one's.
+        times_compile: the time of torch.compile over this one's; 0 where that did not run.
         gflop: of the weights that are not zero, a multiply-add counts two.
         mbytes: of those weights, and of each layer's input and output.
         share_of_peak: GFLOP/s over the most that torch's own kernels reach here; 0 for int8.
@@ -66,6 +67,7 @@ class Row:
     times_best_iqr: float
     best: str
     times_torch: float
+    times_compile: float
     gflop: float
     mbytes: float
     share_of_peak: float
@@ -207,11 +209,12 @@ def _ncnn(job: _Job) -> Run:
 
 
 _EAGER = ("torch", "torch channels_last")
+_COMPILED = "torch.compile"
 _CONTEXT = "ONNX Runtime int8"
 _PEERS: dict[str, Callable[[_Job], Run]] = {
     "torch": _eager,
     "torch channels_last": _channels_last,
-    "torch.compile": _inductor,
+    _COMPILED: _inductor,
     "ONNX Runtime": _onnx_runtime,
     "OpenVINO": _openvino,
     "ncnn": _ncnn,
@@ -369,6 +372,7 @@ def _rows(
                 times_best_iqr=iqr,
                 best=best,
                 times_torch=measured.ratio(torchs, to=name)[0],
+                times_compile=measured.ratio(_COMPILED, to=name)[0] if _COMPILED in runs else 0.0,
                 gflop=flops / 1e9,
                 mbytes=moved / 1e6,
                 share_of_peak=0.0 if name == _CONTEXT else share,
@@ -412,7 +416,7 @@ def work(network: nn.Module, inputs: Inputs) -> tuple[int, int]:
     return flops, moved
 
 
-def break_even(rows: Iterable[Row], pattern: str) -> float | None:
+def break_even(rows: Iterable[Row], pattern: str) -> str:
     """From which sparsity on ours is as fast as the best peer, between the measured ones.
 
     Args:
@@ -420,7 +424,8 @@ def break_even(rows: Iterable[Row], pattern: str) -> float | None:
         pattern: ours; sparsity 0 counts for each.
 
     Returns:
-        The sparsity; 0 where it is so from the first one on, None where at none.
+        ``38%``; ``0%`` where it is so without any zeros; ``below 25%`` where it is so at the
+        first one measured, and less was not; ``not up to 90%``, the last one, where nowhere.
     """
     ours = sorted(
         {
@@ -431,10 +436,28 @@ def break_even(rows: Iterable[Row], pattern: str) -> float | None:
     )
     before: tuple[float, float] | None = None
     for sparsity, times in ours:
-        if times >= 1:
-            if before is None:
-                return sparsity
+        if times >= 1 and before is None:
+            return f"below {sparsity:.0%}" if sparsity else "0%"
+        if times >= 1 and before is not None:
             share = (1 - before[1]) / (times - before[1])
-            return before[0] + share * (sparsity - before[0])
+            return f"{before[0] + share * (sparsity - before[0]):.0%}"
         before = (sparsity, times)
-    return None
+    return "not measured" if before is None else f"not up to {before[0]:.0%}"
+
+
+def slower_than_torch(rows: Iterable[Row]) -> list[str]:
+    """Where ours is slower than the dense network in torch: eager in either layout, or compiled.
+
+    Args:
+        rows: of one line-up.
+
+    Returns:
+        A sentence for each row of ours that is; a row counts if its median is below 1.
+    """
+    return [
+        f"{row.pattern} {row.sparsity:.0%}: {times:.2f}x {name}"
+        for row in rows
+        if row.candidate == OURS
+        for name, times in (("torch", row.times_torch), ("torch.compile", row.times_compile))
+        if 0 < times < 1
+    ]

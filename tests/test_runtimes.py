@@ -14,14 +14,22 @@ from torch import nn
 from gansparse import runtimes
 from gansparse.errors import InputError
 from gansparse.models import SRGANGenerator, example_inputs
-from gansparse.runtimes import OURS, Row, break_even, line_up, pruned, work
+from gansparse.runtimes import (
+    OURS,
+    Row,
+    break_even,
+    line_up,
+    pruned,
+    slower_than_torch,
+    work,
+)
 from gansparse.testing.timing import Measurement
 
 ROOT = Path(__file__).parents[1]
 ROW = Row(
     candidate=OURS, pattern="element", sparsity=0.5, median_ms=2.0, spread=0.1, times_best=1.0,
-    times_best_iqr=0.1, best="torch", times_torch=1.0, gflop=1.0, mbytes=20.0, share_of_peak=0.5,
-    peak_gflops=200.0, copy_gbs=20.0, error=1e-7, rounds=3,
+    times_best_iqr=0.1, best="torch", times_torch=1.0, times_compile=0.0, gflop=1.0, mbytes=20.0,
+    share_of_peak=0.5, peak_gflops=200.0, copy_gbs=20.0, error=1e-7, rounds=3,
 )  # fmt: skip
 
 
@@ -115,20 +123,30 @@ def test_ratios_are_those_of_the_same_round():
 @pytest.mark.parametrize(
     ("times", "expected"),
     [
-        ([0.5, 0.9, 1.1], 0.625),
-        ([1.2, 1.5, 2.0], 0.0),
-        ([0.5, 0.6, 0.9], None),
-        ([0.5, 1.0, 0.9], 0.5),
+        ({0: 0.5, 0.5: 0.9, 0.75: 1.1}, "62%"),
+        ({0: 1.2, 0.5: 1.5}, "0%"),
+        ({0.25: 1.2, 0.5: 1.5}, "below 25%"),
+        ({0: 0.5, 0.9: 0.8}, "not up to 90%"),
+        ({0: 0.5, 0.5: 1.0, 0.75: 0.9}, "50%"),
+        ({}, "not measured"),
     ],
 )
 def test_break_even(times, expected):
-    rows = [
-        replace(ROW, sparsity=s, times_best=t) for s, t in zip((0, 0.5, 0.75), times, strict=True)
-    ]
+    rows = [replace(ROW, sparsity=s, times_best=t) for s, t in times.items()]
     rows += [replace(ROW, candidate="torch", pattern="", times_best=9.0)]
     rows += [replace(ROW, pattern="vector", sparsity=0.1, times_best=9.0)]
-    at = break_even(rows, "element")
-    assert at == expected if expected is None else at == pytest.approx(expected)
+    assert break_even(rows, "element") == expected
+
+
+def test_where_torch_is_faster_is_told():
+    rows = [
+        replace(ROW, times_torch=0.5, candidate="torch"),
+        replace(ROW, times_torch=1.2, times_compile=0.9),
+        replace(ROW, times_torch=0.8, pattern="filter"),
+        replace(ROW, times_torch=1.0),
+    ]
+    told = ["element 50%: 0.90x torch.compile", "filter 50%: 0.80x torch"]
+    assert slower_than_torch(rows) == told
 
 
 def test_line_up_refuses():

@@ -112,10 +112,12 @@ def report(case: dict[str, str], rows: list[Row]) -> None:
             f"{row.share_of_peak:4.0%} of peak  error {row.error:.1e}"
         )
     for pattern in dict.fromkeys(row.pattern for row in rows if row.candidate == OURS):
-        at = runtimes.break_even(rows, pattern)
-        print(
-            f"break-even {pattern}: " + ("not reached" if at is None else f"{at:.0%}"), flush=True
-        )
+        print(f"break-even {pattern}: {runtimes.break_even(rows, pattern)}")
+    slower = runtimes.slower_than_torch(rows)
+    print(
+        "; ".join(["slower than torch", *slower]) if slower else "never slower than torch",
+        flush=True,
+    )
 
 
 def save(rows: list[dict[str, str]], path: Path) -> None:

@@ -15,7 +15,14 @@ from typing import Any
 import torch
 
 from benchmarks.harness import OURS, Candidate, Case
-from gansparse.ops import PackedConv2d, sparse_conv2d, sparse_conv_transpose2d
+from gansparse.ops import (
+    PackedConv2d,
+    pack_winograd_conv2d,
+    pack_winograd_conv_transpose2d,
+    sparse_conv2d,
+    sparse_conv_transpose2d,
+    winograd_conv2d,
+)
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
@@ -36,14 +43,17 @@ def cases(threads: list[int], device: str) -> Iterator[Case]:
         yield from list_cases()
         return
     for sample in samples("model") + transposed.samples("model"):
-        for pattern, vector_size in PATTERNS.items():
-            for sparsity in SPARSITIES:
-                layer = replace(sample, vector_size=vector_size, sparsity=sparsity)
+        patterns = dict(PATTERNS)
+        if sample.kernel == (4 if sample.transposed else 3):
+            patterns["winograd"] = 0
+        for pattern, vector_size in patterns.items():
+            for sparsity in SPARSITIES if vector_size else (0.0,):
+                layer = replace(sample, vector_size=vector_size or 1, sparsity=sparsity)
                 for count in threads:
                     yield Case(
                         "sparse_conv2d",
                         f"{sample.name} {pattern}",
-                        partial(candidates, layer),
+                        partial(candidates, layer, winograd=not vector_size),
                         threads=count,
                         sparsity=sparsity,
                         flops=flops(layer),
@@ -171,11 +181,19 @@ def training_candidates(sample: Sample) -> dict[str, Candidate]:
     return {OURS: ours, "cudnn dense and mask": cudnn}
 
 
-def candidates(sample: Sample) -> dict[str, Candidate]:
+def candidates(sample: Sample, *, winograd: bool = False) -> dict[str, Candidate]:
     """One layer with its bias; torch's also with input and weight in channels_last."""
     arguments, weight = sample.arguments(), sample.dense()
     input, bias = arguments["input"], arguments["bias"]
     run = sparse_conv_transpose2d if sample.transposed else sparse_conv2d
+    if winograd:
+        run = winograd_conv2d
+        if sample.transposed:
+            arguments["weight"] = pack_winograd_conv_transpose2d(weight, stride=2, padding=1)
+        else:
+            arguments["weight"] = pack_winograd_conv2d(
+                weight, padding=sample.padding, padding_mode=sample.padding_mode
+            )
     last = [x.to(memory_format=torch.channels_last) for x in (input, weight)]
 
     @torch.inference_mode()

@@ -80,6 +80,10 @@ def bench(
         shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
         title = f"{type(net).__name__}  {shapes}  {count} thread{'s' * (count > 1)}"
         Console().print(_table(found, title))
+        for each in dict.fromkeys(row.pattern for row in found if row.candidate == runtimes.OURS):
+            say(f"break-even  {each}: {runtimes.break_even(found, each)} zeros")
+        for slower in runtimes.slower_than_torch(found):
+            say(f"slower than torch  {slower}")
         rows += [(count, row) for row in found]
     if out is not None:
         text = io.StringIO()

@@ -38,12 +38,12 @@ def compile(
 
     It is captured as a graph (`gansparse.deploy.capture`); norms, paddings, sums, pixel shuffles
     and activations are fused into its convolutions (`gansparse.deploy.fuse`); for each convolution
-    the fastest of the sparse kernels and of torch's dense ones, in NCHW and channels_last, is
-    chosen by measuring them on what the layer reads, with the threads that torch has now. Measured
-    times are kept on disk (`gansparse.deploy.measure`). Between layers everything stays in torch's
-    own layouts: the sparse kernels convert within the first cache, so that a blocked layout would
-    save nothing (see ``csrc/ops/sparse_conv2d/sparse_conv2d.h``). Memory between layers is torch's,
-    but for large tensors (see `gansparse.deploy.memory`).
+    the fastest of the sparse kernels, Winograd's for 3 x 3 taps, and torch's dense ones, in NCHW
+    and channels_last, is chosen by measuring them on what the layer reads, with the threads that
+    torch has now. Measured times are kept on disk (`gansparse.deploy.measure`). Between layers
+    everything stays in torch's own layouts: the sparse kernels convert within the first cache, so
+    that a blocked layout would save nothing (see ``csrc/ops/sparse_conv2d/sparse_conv2d.h``).
+    Memory between layers is torch's, but for large tensors (see `gansparse.deploy.memory`).
 
     The result is never slower than the generator: both are measured in turns, and where the plan
     does not win, the generator runs as it was. So it does where it can't be captured, is not

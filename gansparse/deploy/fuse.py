@@ -48,6 +48,7 @@ def fuse(captured: fx.GraphModule) -> dict[str, str]:
     """
     with torch.no_grad():
         _fold_constants(captured)
+        _relu_before_cat(captured.graph)
         names = _Fuser(captured).run()
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()
@@ -74,6 +75,36 @@ def _fold_constants(module: fx.GraphModule) -> None:
         constant.meta.update(node.meta)
         node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
+
+
+def _relu_before_cat(graph: fx.Graph) -> None:
+    """A relu of joined tensors becomes one of each, which the layer that made it may take in.
+
+    Of a tensor that also goes through a leaky relu, what comes out there has the same relu: so
+    nothing else reads the tensor, and its layer takes in the leaky one.
+    """
+    order = {node: place for place, node in enumerate(graph.nodes)}
+    for cat in list(graph.nodes):
+        if cat.target is not torch.cat or len(cat.users) != 1:
+            continue
+        relu = next(iter(cat.users))
+        if relu.target not in _RELU:
+            continue
+        joined = cat.args[0] if cat.args else cat.kwargs["tensors"]
+        for read in dict.fromkeys(joined):
+            same = [read, *(user for user in read.users if _keeps_sign(user))]
+            source = max((n for n in same if order[n] < order[cat]), key=order.__getitem__)
+            with graph.inserting_before(cat):
+                each = graph.call_function(F.relu, (), {"input": source})
+            each.meta.update(read.meta)
+            cat.replace_input_with(read, each)
+        relu.replace_all_uses_with(cat)
+        graph.erase_node(relu)
+
+
+def _keeps_sign(node: fx.Node) -> bool:
+    slope = node.kwargs.get("negative_slope") if node.target in _LEAKY else None
+    return isinstance(slope, float) and slope > 0
 
 
 def tensor_of(module: fx.GraphModule, node: Any) -> Tensor | None:

@@ -18,7 +18,17 @@ from gansparse.deploy.capture import expect
 from gansparse.deploy.fuse import fuse
 from gansparse.deploy.layout import choose_layouts, convert
 from gansparse.deploy.memory import MEMORY, Buffers, add_buffers
-from gansparse.deploy.steps import FORMATS, Conv, ConvLayer, Kernel, Layout, Norm, Sparse, kernels
+from gansparse.deploy.steps import (
+    FORMATS,
+    Conv,
+    ConvLayer,
+    Kernel,
+    Layout,
+    Norm,
+    Sparse,
+    Winograd,
+    kernels,
+)
 
 #: A kernel's output may differ from torch's by this share of the largest of the layer's outputs.
 TOLERANCE = 1e-4
@@ -212,7 +222,7 @@ class _Runner(fx.Interpreter):
 def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the step can write into memory that it is given."""
     step = module.get_submodule(str(node.target))
-    return isinstance(step, Sparse) and step.shuffle == 1
+    return isinstance(step, Sparse | Winograd) and step.shuffle == 1
 
 
 def _timed(way: Kernel, read: Any) -> Callable[[], Callable[[], Any]]:

@@ -8,16 +8,22 @@ reference for its kernels, which `KERNELS` names. A `Norm` is an InstanceNorm wi
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from gansparse import _C
 from gansparse.nn import SparseConv2d, SparseConvTranspose2d
-from gansparse.ops import pack_sparse_conv2d, pack_sparse_conv_transpose2d
+from gansparse.ops import (
+    PackedWinograd,
+    pack_sparse_conv2d,
+    pack_sparse_conv_transpose2d,
+    pack_winograd_conv2d,
+    pack_winograd_conv_transpose2d,
+    winograd_conv2d,
+)
 from gansparse.ops.sparse_conv2d import Activation
 from gansparse.ops.sparse_conv2d_packing import PaddingMode
 
@@ -33,6 +39,8 @@ _WORTH_SPREADING = 1 / 8
 _WORTH_PACKING = 0.1
 #: Filters may share a pattern though each lost some more: what that may cost.
 _WORTH_SHARING = 1.1
+#: Rows and columns below which patches of 4 x 4 are never full.
+_WINOGRAD_PIXELS = 4
 
 
 @dataclass
@@ -205,28 +213,36 @@ class OneDNNConv(Conv):
         return cast(Tensor, made)
 
 
+class OnePixel(Conv):
+    """A transposed convolution of single pixels, as the matrix product that it is."""
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__(replace(layer, bias=None))
+        with torch.no_grad():
+            made = super().convolve(torch.eye(len(layer.weight))[..., None, None])  # [C, O, OH, OW]
+        bias = made.new_zeros(made.shape[1]) if layer.bias is None else layer.bias
+        self.weight = made.flatten(1)
+        self.bias = bias[:, None, None].expand(made.shape[1:]).flatten()
+        self.shape = made.shape[1:]
+
+    def convolve(self, x: Tensor) -> Tensor:
+        """Convolution and bias."""
+        made = torch.addmm(self.bias, x.flatten(1), self.weight)
+        return made.view(len(x), *self.shape)
+
+
 class Sparse(nn.Module):
     """The layer by `gansparse.ops.sparse_conv2d`.
 
     A pixel shuffle by 2 that follows goes into the kernel, as a transposed convolution of stride 2:
-    output channel 4 o + 2 a + b is phase (a, b) of channel o. The kernel's bias is one number for
-    all phases; where the layer's differs, it is a residual.
+    output channel 4 o + 2 a + b is phase (a, b) of channel o.
     """
-
-    phases: Tensor | None
 
     def __init__(self, layer: ConvLayer, vector: int, size: tuple[int, int, int]) -> None:
         super().__init__()
         self.layer = layer
         slope, activation, bias = layer.slope, layer.activation, layer.bias
-        phases = None
         fused_shuffle = can_shuffle(layer)
-        if fused_shuffle and bias is not None:
-            each = bias.view(-1, 4)
-            phases, bias = each.clone(), None
-            if bool((each == each[:, :1]).all()):
-                phases, bias = None, each[:, 0]
-        self.register_buffer("phases", phases)
         self.shuffle = 1 if fused_shuffle else layer.shuffle
         if self.shuffle > 1 and isinstance(slope, Tensor) and slope.numel() > 1:
             slope = slope.repeat_interleave(self.shuffle**2)
@@ -252,7 +268,6 @@ class Sparse(nn.Module):
                 size=size,
             )
             self.conv = SparseConv2d(packed, bias, activation=activation, slope=slope)
-        self.offset: dict[torch.Size, Tensor] = {}
 
     def forward(
         self,
@@ -261,37 +276,53 @@ class Sparse(nn.Module):
         out: Tensor | None = None,  # [N, O', OH, OW], where the shuffle is the kernel's
     ) -> Tensor:  # [N, O', OH, OW]
         """The layer; into ``out``, if that is given."""
-        if self.phases is not None:
-            residual = self._offset(x.shape)
-        if out is not None:
-            return self._into(out, x.contiguous(), residual)
-        y = cast(Tensor, self.conv(x, residual))
+        y = cast(Tensor, self.conv(x, residual, out))
         return y if self.shuffle == 1 else F.pixel_shuffle(y, self.shuffle)
 
-    def _into(self, out: Tensor, x: Tensor, residual: Tensor | None) -> Tensor:
-        """As the op does it, which makes its own output."""
-        packed = self.conv.packed
-        residual = None if residual is None else residual.contiguous()
-        slope = self.conv.slope_number if self.conv.slope is None else self.conv.slope
-        tanh = self.conv.activation == "tanh"
-        kernel = "none" if tanh else self.conv.activation
-        _C.sparse_conv2d(
-            x, packed.values, packed.offsets, packed.starts, packed.rows, packed.geometry,
-            self.conv.bias, residual, kernel, slope, out,
-        )  # fmt: skip
-        return out.tanh_() if tanh else out
 
-    def _offset(self, shape: torch.Size) -> Tensor:
-        """The bias as a picture; of the last size it is kept."""
-        made = self.offset.get(shape)
-        if made is None:
-            assert self.phases is not None
-            g = self.conv.packed.geometry
-            high, wide = (n // 2 for n in g.output_size(*shape[2:]))
-            planes = self.phases.view(1, -1, 1, 1).expand(shape[0], -1, high, wide)
-            made = F.pixel_shuffle(planes, 2)
-            self.offset = {shape: made}  # one assignment: other threads see the old or the new
-        return made
+class Winograd(nn.Module):
+    """The layer by `gansparse.ops.winograd_conv2d`, dense; a pixel shuffle follows in torch.
+
+    Its weight takes four times the memory of the layer's.
+    """
+
+    values: Tensor
+    bias: Tensor | None
+
+    def __init__(self, layer: ConvLayer) -> None:
+        super().__init__()
+        self.layer, self.shuffle = layer, layer.shuffle
+        slope = layer.slope
+        if self.shuffle > 1 and isinstance(slope, Tensor) and slope.numel() > 1:
+            slope = slope.repeat_interleave(self.shuffle**2)
+        self.slope = slope
+        if layer.transposed:
+            packed = pack_winograd_conv_transpose2d(
+                layer.weight,
+                stride=layer.stride[0],
+                padding=layer.padding,
+                output_padding=layer.output_padding,
+            )
+        else:
+            packed = pack_winograd_conv2d(
+                layer.weight, padding=layer.padding, padding_mode=layer.pad_mode
+            )
+        self.register_buffer("values", packed.values)
+        self.register_buffer("bias", layer.bias)
+        self.geometry = packed.geometry
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        residual: Tensor | None = None,  # [N, O', OH, OW]
+        out: Tensor | None = None,  # [N, O', OH, OW], where nothing is shuffled
+    ) -> Tensor:  # [N, O', OH, OW]
+        """The layer; into ``out``, if that is given."""
+        y = winograd_conv2d(
+            x, PackedWinograd(self.values, self.geometry), self.bias,
+            residual=residual, activation=self.layer.activation, slope=self.slope, out=out,
+        )  # fmt: skip
+        return y if self.shuffle == 1 else F.pixel_shuffle(y, self.shuffle)
 
 
 class Norm(nn.Module):
@@ -410,12 +441,25 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
     if hasattr(torch.ops.mkldnn, "_convolution_pointwise"):
         add("onednn", "NCHW", onednn_conv)
         add("onednn channels_last", "channels_last", onednn_conv)
+    if layer.transposed and layer.groups == 1 and tuple(size[2:]) == (1, 1):
+        found["matrix"] = Kernel("NCHW", lambda: OnePixel(layer))
     if _packable(layer):
         n, _, h, w = size
+        if _takes_winograd(layer, size):
+            found["winograd"] = Kernel("NCHW", lambda: Winograd(layer))
         for vector in vector_sizes(layer):
             name = "sparse" if vector == 1 else f"sparse vector-{vector}"
             found[name] = Kernel("NCHW", lambda v=vector: Sparse(layer, v, (n, h, w)))  # type: ignore
     return found
+
+
+def _takes_winograd(layer: ConvLayer, size: tuple[int, ...]) -> bool:
+    """Whether the layer has a window of 3 x 3, and pictures that fill patches of 4 x 4."""
+    taps, stride = tuple(layer.weight.shape[2:]), layer.stride
+    fits = taps == (3, 3) and stride == (1, 1)
+    if layer.transposed and stride == (2, 2):
+        fits = taps == (4, 4) and layer.padding == (1, 1)
+    return fits and min(size[2:]) >= _WINOGRAD_PIXELS
 
 
 def _packable(layer: ConvLayer) -> bool:

@@ -149,12 +149,14 @@ class SparseConv2d(_SparseConv):
         self,
         x: Tensor,  # [N, C, H, W]
         residual: Tensor | None = None,  # [N, O, OH, OW]
+        out: Tensor | None = None,  # [N, O, OH, OW]
     ) -> Tensor:  # [N, O, OH, OW]
-        """Convolution plus bias plus residual, then the activation."""
+        """Convolution plus bias plus residual, then the activation; into ``out``, if given."""
         slope = self.slope_number if self.slope is None else self.slope
         return sparse_conv2d(
-            x, self.packed, self.bias, residual=residual, activation=self.activation, slope=slope
-        )
+            x, self.packed, self.bias, residual=residual, activation=self.activation, slope=slope,
+            out=out,
+        )  # fmt: skip
 
 
 class SparseConvTranspose2d(_SparseConv):
@@ -162,7 +164,7 @@ class SparseConvTranspose2d(_SparseConv):
 
     Args:
         weight: from `gansparse.ops.pack_sparse_conv_transpose2d`.
-        bias: [O] float32.
+        bias: [O] float32, or one for each phase, as `gansparse.ops.sparse_conv_transpose2d` has it.
         activation: as for `SparseConv2d`.
         slope: as for `SparseConv2d`.
 
@@ -197,12 +199,14 @@ class SparseConvTranspose2d(_SparseConv):
         self,
         x: Tensor,  # [N, C, H, W]
         residual: Tensor | None = None,  # [N, O, OH, OW]
+        out: Tensor | None = None,  # [N, O, OH, OW]
     ) -> Tensor:  # [N, O, OH, OW]
-        """Transposed convolution plus bias plus residual, then the activation."""
+        """Transposed convolution plus bias plus residual, then activation; in ``out`` if given."""
         slope = self.slope_number if self.slope is None else self.slope
         return sparse_conv_transpose2d(
-            x, self.packed, self.bias, residual=residual, activation=self.activation, slope=slope
-        )
+            x, self.packed, self.bias, residual=residual, activation=self.activation, slope=slope,
+            out=out,
+        )  # fmt: skip
 
 
 def _plain(layer: nn.Conv2d | nn.ConvTranspose2d) -> int:

@@ -30,10 +30,18 @@ from gansparse.ops.sparse_conv_transpose2d import (
     sparse_conv_transpose2d,
     sparse_conv_transpose2d_reference,
 )
+from gansparse.ops.winograd_conv2d import (
+    PackedWinograd,
+    pack_winograd_conv2d,
+    pack_winograd_conv_transpose2d,
+    winograd_conv2d,
+    winograd_conv2d_reference,
+)
 
 __all__ = [
     "PackedConv2d",
     "PackedTiles",
+    "PackedWinograd",
     "feature_moments",
     "feature_moments_reference",
     "mask_update",
@@ -44,10 +52,14 @@ __all__ = [
     "pack_sparse_conv_transpose2d",
     "pack_tiles_conv2d",
     "pack_tiles_conv_transpose2d",
+    "pack_winograd_conv2d",
+    "pack_winograd_conv_transpose2d",
     "sparse_conv2d",
     "sparse_conv2d_reference",
     "sparse_conv_transpose2d",
     "sparse_conv_transpose2d_reference",
     "unpack_sparse_conv2d",
     "unpack_tiles",
+    "winograd_conv2d",
+    "winograd_conv2d_reference",
 ]

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gansparse import _C
+from gansparse.errors import InputError
 from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, define_gradient, describe
 from gansparse.ops.sparse_conv2d_gradients import list_gradients
@@ -34,6 +35,7 @@ def sparse_conv2d(
     residual: Tensor | None = None,  # [N, O, OH, OW]
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    out: Tensor | None = None,  # [N, O, OH, OW]
 ) -> Tensor:  # [N, O, OH, OW]
     r"""Convolve with the weights that stayed, and finish the layer in the same pass.
 
@@ -59,9 +61,11 @@ def sparse_conv2d(
         residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
+        out: [N, O, OH, OW] float32, contiguous: memory for the result, not of tiles and without
+            gradients; it may not overlap input or residual.
 
     Returns:
-        [N, O, OH, OW] T, contiguous, of tiles channels_last.
+        [N, O, OH, OW] T, contiguous, of tiles channels_last; ``out``, if that is given.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -73,7 +77,7 @@ def sparse_conv2d(
         >>> sparse_conv2d(torch.tensor([[[[1.0, 2.0], [3.0, 4.0]]]]), packed, torch.ones(1))
         tensor([[[[2.]]]])
     """
-    return _convolve(input, weight, bias, residual, activation, slope)
+    return _convolve(input, weight, bias, residual, activation, slope, out=out)
 
 
 def sparse_conv2d_reference(
@@ -84,19 +88,22 @@ def sparse_conv2d_reference(
     residual: Tensor | None = None,
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The same in plain torch, in the dtype of its arguments: to be read, not to be fast."""
     g = weight.geometry
     padded = F.pad(input, _margins(input, g), ("constant", "reflect", "replicate")[g.padding])
     dense = _unpack(weight).to(input.dtype)
-    z = F.pixel_shuffle(F.conv2d(padded, dense, stride=g.stride), g.upscale)
+    z = F.conv2d(padded, dense, stride=g.stride)
+    if bias is not None:  # one a channel, or one a phase
+        each = bias.view(g.out_channels, -1).expand(-1, g.upscale**2)
+        z = z + each.reshape(-1, 1, 1)
     high, wide = g.output_size(*input.shape[2:])
-    z = z[:, :, :high, :wide]
-    if bias is not None:
-        z = z + bias[:, None, None]
+    z = F.pixel_shuffle(z, g.upscale)[:, :, :high, :wide]
     if residual is not None:
         z = z + residual
-    return _activate(z, activation, slope)
+    y = _activate(z, activation, slope)
+    return y if out is None else out.copy_(y)
 
 
 def _convolve(
@@ -106,6 +113,8 @@ def _convolve(
     residual: Tensor | None,
     activation: str,
     slope: float | Tensor,
+    *,
+    out: Tensor | None,
 ) -> Tensor:
     """Both ops; with gradients, all but the convolution and its bias is torch's."""
     op = torch.ops.gansparse.sparse_conv2d
@@ -118,6 +127,14 @@ def _convolve(
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
     trained = (input, weight.values, bias, residual, slopes)
     wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained)
+    if out is not None:
+        if wanted or isinstance(weight, PackedTiles):
+            raise InputError(
+                "sparse_conv2d: out must be None for tiles and where gradients are wanted"
+            )
+        into = torch.ops.gansparse.sparse_conv2d_out
+        into(input, *tensors, g, bias, residual, activation, number, slopes, out)
+        return out
     if not wanted or activation not in get_args(Activation):  # the latter is refused
         y: Tensor = op(input, *tensors, g, bias, residual, activation, number, slopes)
         return y
@@ -162,6 +179,11 @@ def _margins(input: Tensor, g: ConvGeometry) -> list[int]:
 _SCHEMA = """sparse_conv2d(
     Tensor input, Tensor values, Tensor offsets, Tensor starts, Tensor rows, int[] geometry,
     Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
+# An op may not return what it was given, so this one returns nothing.
+_OUT_SCHEMA = """sparse_conv2d_out(
+    Tensor input, Tensor values, Tensor offsets, Tensor starts, Tensor rows, int[] geometry,
+    Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes, Tensor(a!) out
+    ) -> ()"""
 _TILES_SCHEMA = """sparse_conv2d_tiles(
     Tensor input, Tensor values, Tensor metadata, Tensor places, Tensor starts, int[] geometry,
     Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
@@ -175,31 +197,45 @@ def _output(input: Tensor, geometry: list[int]) -> Tensor:
 
 
 def _run(input: Tensor, *arguments: Any) -> Tensor:
-    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes = arguments
+    out = _output(input, arguments[4])
+    _run_out(input, *arguments, out)
+    return out
+
+
+def _run_out(input: Tensor, *arguments: Any) -> None:
+    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes, out = (
+        arguments
+    )
     if not input.is_contiguous():
         input = input.contiguous()
     if residual is not None:
         residual = residual.contiguous()
-    output = _output(input, geometry)
     _C.sparse_conv2d(
         input, values, offsets, starts, rows, geometry, bias, residual,
         "none" if activation == "tanh" else activation,
-        slope if slopes is None else slopes, output, current_stream(input),
+        slope if slopes is None else slopes, out, current_stream(input),
     )  # fmt: skip
-    return output.tanh_() if activation == "tanh" else output
+    if activation == "tanh":
+        out.tanh_()
 
 
 def _fake(input: Tensor, *arguments: Any) -> Tensor:
-    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes = arguments
-    output = _output(input, geometry)
+    out = _output(input, arguments[4])
+    _fake_out(input, *arguments, out)
+    return out
+
+
+def _fake_out(input: Tensor, *arguments: Any) -> None:
+    values, offsets, starts, rows, geometry, bias, residual, activation, slope, slopes, out = (
+        arguments
+    )
     _C.sparse_conv2d(
         describe(input.contiguous()), describe(values), describe(offsets), describe(starts),
         describe(rows), geometry, describe(bias),
         describe(residual if residual is None else residual.contiguous()),
         "none" if activation == "tanh" else activation,
-        slope if slopes is None else describe(slopes), describe(output),
+        slope if slopes is None else describe(slopes), describe(out),
     )  # fmt: skip
-    return output
 
 
 def _channels_last(tensor: Tensor | None) -> Tensor | None:
@@ -244,7 +280,8 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
     input, *tensors, geometry, bias, residual, activation, _, _ = inputs
     ctx.save_for_backward(input, *tensors)
     ctx.geometry, ctx.fused = geometry, activation != "none"
-    ctx.biased, ctx.added = bias is not None, residual is not None
+    ctx.biases = 0 if bias is None else bias.numel()
+    ctx.added = residual is not None
 
 
 def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -260,9 +297,18 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         ours = list_gradients(grad, input, lists, wanted)
     else:
         ours = _dense_gradients(grad, input, lists, wanted)
-    grad_bias = grad.sum((0, 2, 3), dtype=torch.float32) if ctx.biased else None
+    grad_bias = None
+    if ctx.biases:  # one a channel, or one a phase
+        each = F.pixel_unshuffle(_phases(grad, g), g.upscale).sum((0, 2, 3), dtype=torch.float32)
+        grad_bias = each.view(ctx.biases, -1).sum(1)
     grad_residual = grad if ctx.added else None
     return *ours, *[None] * 4, grad_bias, grad_residual, *[None] * 3
+
+
+def _phases(grad: Tensor, g: ConvGeometry) -> Tensor:
+    """The gradient of outputs, filled up so that each phase has as many."""
+    high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
+    return F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
 
 
 def _dense_gradients(
@@ -272,10 +318,8 @@ def _dense_gradients(
     g = weight.geometry
     margins = _margins(input, g)
     padded = F.pad(input, margins)
-    high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
-    phases = F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
     grad_padded, grad_dense, _ = torch.ops.aten.convolution_backward(
-        F.pixel_unshuffle(phases, g.upscale), padded, _unpack(weight), None,
+        F.pixel_unshuffle(_phases(grad, g), g.upscale), padded, _unpack(weight), None,
         [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False],
     )  # fmt: skip
     grad_input = F.pad(grad_padded, [-m for m in margins]) if wanted[0] else None
@@ -290,5 +334,6 @@ def _dense_gradients(
 
 define(_SCHEMA, _run, _fake)
 define_gradient("sparse_conv2d", _gradients, _save)
+define(_OUT_SCHEMA, _run_out, _fake_out)
 define(_TILES_SCHEMA, _run_tiles, _fake_tiles)
 define_gradient("sparse_conv2d_tiles", _gradients, _save)

@@ -16,11 +16,12 @@ from gansparse.ops.sparse_conv2d_tiles import PackedTiles
 def sparse_conv_transpose2d(
     input: Tensor,  # [N, C, H, W]
     weight: PackedConv2d | PackedTiles,  # of [C, O, R, S]
-    bias: Tensor | None = None,  # [O]
+    bias: Tensor | None = None,  # [O], or [stride² · O]
     *,
     residual: Tensor | None = None,  # [N, O, OH, OW]
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    out: Tensor | None = None,  # [N, O, OH, OW]
 ) -> Tensor:  # [N, O, OH, OW]
     r"""Transposed convolution with the weights that stayed, finished in the same pass.
 
@@ -37,13 +38,16 @@ def sparse_conv_transpose2d(
         input: [N, C, H, W] T, as for `sparse_conv2d`.
         weight: from `pack_sparse_conv_transpose2d`; on CUDA also from
             `pack_tiles_conv_transpose2d`.
-        bias: [O], computed with in float32.
+        bias: [O], computed with in float32. On the CPU also [stride² · O], one for each phase: that
+            of channel o at the pixels (a, b) modulo the stride is number (o · stride + a) · stride
+            + b, so that a convolution with a pixel shuffle after it keeps its bias.
         residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
+        out: memory for the result, as for `sparse_conv2d`.
 
     Returns:
-        [N, O, OH, OW] T, contiguous, of tiles channels_last.
+        [N, O, OH, OW] T, contiguous, of tiles channels_last; ``out``, if that is given.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -56,7 +60,7 @@ def sparse_conv_transpose2d(
         tensor([[[[3., 0.],
                   [0., 6.]]]])
     """
-    return _convolve(input, weight, bias, residual, activation, slope)
+    return _convolve(input, weight, bias, residual, activation, slope, out=out)
 
 
 def sparse_conv_transpose2d_reference(
@@ -67,8 +71,9 @@ def sparse_conv_transpose2d_reference(
     residual: Tensor | None = None,
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    out: Tensor | None = None,
 ) -> Tensor:
     """The same in plain torch, in the dtype of its arguments."""
     return sparse_conv2d_reference(
-        input, weight, bias, residual=residual, activation=activation, slope=slope
+        input, weight, bias, residual=residual, activation=activation, slope=slope, out=out
     )

@@ -57,7 +57,9 @@ def test_families_on_sparse_kernels(name):
     assert_same(compiled, network, *other())
 
 
-@pytest.mark.parametrize("fast", ["torch", "torch channels_last", "onednn", "sparse vector"])
+@pytest.mark.parametrize(
+    "fast", ["torch", "torch channels_last", "onednn", "sparse vector", "winograd"]
+)
 @pytest.mark.parametrize("name", ["stargan", "srgan", "unet-not-live"])
 def test_families_on_every_kernel(timer, name, fast):
     timer.fast = fast

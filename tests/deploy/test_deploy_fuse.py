@@ -76,6 +76,31 @@ def test_every_layer_of_the_families_is_fused():
     assert not left(captured)
 
 
+def test_activations_around_a_u_nets_joins_are_fused():
+    captured, fused, _ = check(generator("unet-not-live").eval(), *GENERATORS["unet-not-live"][1]())
+    of_layers = list(fused.values())
+    assert of_layers[0] == ["leaky_relu"]
+    assert of_layers[1:4] == [["batch_norm", "leaky_relu"]] * 3
+    assert of_layers[5:9] == [["batch_norm", "relu"]] * 4
+    kinds = [name.rstrip("_0123456789") for name in left(captured)]
+    assert sorted(kinds) == ["cat"] * 4 + ["relu"] * 4  # the skips are read before and after
+
+
+def test_a_relu_of_joined_tensors_that_something_else_reads_stays():
+    class Joined(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = conv(), conv()
+
+        def forward(self, x):
+            both = torch.cat([self.one(x), self.two(x)], 1)
+            return torch.relu(both) + both
+
+    captured, fused, _ = check(seeded(Joined()), picture())
+    assert not any(fused.values())
+    assert [name for name in left(captured)] == ["cat", "relu", "add"]
+
+
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
@@ -197,6 +222,7 @@ KINDS = {
     "no bias": nn.Conv2d(5, 16, 5, padding=2, bias=False),
     "transposed": nn.ConvTranspose2d(5, 16, 4, 2, 1),
     "output padding": nn.ConvTranspose2d(5, 16, 3, 2, 1, output_padding=1),
+    "3 x 3": nn.Conv2d(5, 16, 3, padding=1),
 }
 
 
@@ -222,6 +248,19 @@ def test_every_kernel_computes_the_layer(kind, tail):
         step = way.make()
         for given in (x, x.contiguous(memory_format=torch.channels_last)):
             close(step(given), want, terms=200, name=name)
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@torch.no_grad()
+def test_single_pixels_are_a_matrix_product(biased):
+    network = seeded(
+        nn.Sequential(nn.ConvTranspose2d(5, 16, 4, 1, 0, bias=biased), nn.PReLU(16)), zeros=0
+    )
+    x = picture(3, 5, 1, 1)
+    _, _, steps = fused_graph(network, x)
+    ways = kernels(steps["0"].layer, tuple(x.shape))
+    close(ways["matrix"].make()(x), exact(network, x), terms=200)
+    assert "matrix" not in kernels(steps["0"].layer, (3, 5, 1, 2))
 
 
 @torch.no_grad()

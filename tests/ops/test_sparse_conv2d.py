@@ -28,7 +28,7 @@ from gansparse.ops import (
     sparse_conv_transpose2d_reference,
     unpack_sparse_conv2d,
 )
-from gansparse.testing import RedZones, close, same_direction
+from gansparse.testing import RedZones, close, same_direction, timing
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import REFUSALS, Refusal, Sample, samples
 
@@ -45,7 +45,11 @@ def run(sample: Sample, arguments: dict[str, Any]) -> Tensor:
 def finish(z: Tensor, a: dict[str, Any]) -> Tensor:
     """Bias, residual and activation, in z's dtype."""
     if a["bias"] is not None:
-        z = z + a["bias"].to(z.dtype)[:, None, None]
+        planes = a["bias"].to(z.dtype)[:, None, None]
+        if len(planes) > z.shape[1]:  # one a phase
+            high, wide = z.shape[2:]
+            planes = F.pixel_shuffle(planes, 2).repeat(1, high, wide)[:, :high, :wide]
+        z = z + planes
     if a["residual"] is not None:
         z = z + a["residual"].to(z.dtype)
     if a["activation"] in ("leaky_relu", "prelu"):
@@ -96,11 +100,19 @@ def test_values_with_every_patch(vector: int, patch: int, backend: str) -> None:
 def repacked(weight: Tensor, geometry: Any) -> PackedConv2d:
     from gansparse.ops import sparse_conv2d_packing
 
-    return sparse_conv2d_packing._pack(weight, weight != 0, geometry)
+    layer = sparse_conv2d_packing.Layer(weight, weight != 0, geometry)
+    return sparse_conv2d_packing.pack_layer(layer)
 
 
 @pytest.mark.parametrize("sample", [samples("model")[0], transposed.samples("model")[2]], **names)
 def test_values_of_whole_layers(sample: Sample) -> None:
+    arguments = sample.arguments()
+    want, scale = truth(sample, arguments)
+    close(run(sample, arguments), want, terms=terms(sample), scale=scale)
+
+
+def test_values_of_a_layer_that_is_too_large_to_be_kept_in_lanes() -> None:
+    sample = Sample("large", (1, 1900, 5, 5), 260, sparsity=0.99)
     arguments = sample.arguments()
     want, scale = truth(sample, arguments)
     close(run(sample, arguments), want, terms=terms(sample), scale=scale)
@@ -146,6 +158,37 @@ def test_nan_stays_visible_and_goes_no_further(backend: str) -> None:
 
 
 @every_simd
+def test_result_goes_where_it_is_told(backend: str) -> None:
+    for sample in (TINY[0], TINY[11], TINY[-1]):  # plain, tanh, transposed
+        arguments = sample.arguments()
+        want = run(sample, arguments)
+        out = torch.full_like(want, torch.nan)
+        assert run(sample, arguments | {"out": out}) is out
+        assert torch.equal(out, want)
+        reference = sparse_conv2d_reference(**(arguments | {"out": torch.empty_like(want)}))
+        assert torch.equal(reference, sparse_conv2d_reference(**arguments))
+
+
+def test_refuses_out_with_gradients_and_overlap() -> None:
+    a = TINY[0].arguments()
+    out = torch.empty_like(sparse_conv2d(**a))
+    flat = torch.zeros(a["input"].numel() + out.numel())
+    input = flat[: a["input"].numel()].view_as(a["input"])
+    for first, fits in ((len(flat) - out.numel(), True), (len(flat) - out.numel() - 1, False)):
+        part = flat[first:][: out.numel()].view_as(out)
+        if fits:
+            sparse_conv2d(**(a | {"input": input, "out": part}))
+            continue
+        with pytest.raises(InputError, match=r"out must not overlap input, got float32 \[2, 6, 9"):
+            sparse_conv2d(**(a | {"input": input, "out": part}))
+    with pytest.raises(InputError, match="out must not overlap residual"):
+        sparse_conv2d(**(a | {"residual": out, "out": out}))
+    a["input"].requires_grad_()
+    with pytest.raises(InputError, match="out must be None .* where gradients are wanted"):
+        sparse_conv2d(**a, out=out)
+
+
+@every_simd
 def test_any_memory_format_goes_in(backend: str) -> None:
     sample = Sample("format", (2, 5, 17, 18), 6, residual=True)
     arguments = sample.arguments()
@@ -167,6 +210,14 @@ def test_same_bits_whatever_the_threads(backend: str) -> None:
             torch.set_num_threads(count)
             results.append(sparse_conv2d(**arguments))
         assert all(torch.equal(results[0], other) for other in results[1:])
+
+
+def test_patches_are_smaller_where_a_thread_would_wait() -> None:
+    weight = torch.ones(8, 64, 4, 4)
+    for count, patch in ((1, 4), (2, 2)):
+        with timing.threads(count):
+            packed = pack_sparse_conv_transpose2d(weight, stride=2, padding=1, size=(1, 16, 16))
+        assert packed.geometry.patch == patch
 
 
 def test_two_python_threads_at_once() -> None:
@@ -266,6 +317,12 @@ def by_schema(a: dict[str, Any]) -> tuple[Any, ...]:
 @pytest.mark.parametrize("sample", TINY, **names)
 def test_opcheck(sample: Sample) -> None:
     torch.library.opcheck(torch.ops.gansparse.sparse_conv2d.default, by_schema(sample.arguments()))
+
+
+def test_opcheck_of_the_op_with_out() -> None:
+    a = TINY[0].arguments()
+    op = torch.ops.gansparse.sparse_conv2d_out.default
+    torch.library.opcheck(op, (*by_schema(a), torch.empty_like(sparse_conv2d(**a))))
 
 
 @pytest.mark.parametrize("sample", [TINY[0], TINY[2], transposed.samples("tiny")[0]], **names)

@@ -184,8 +184,8 @@ def test_gradients_of_the_packed_weight(sample: TileSample) -> None:
     grad = torch.randn(y.shape, generator=torch.Generator().manual_seed(3)).to(sample.dtype)
     y.backward(grad.double())
     ctx = SimpleNamespace(
-        saved_tensors=(a["input"], *tensors), geometry=list(g), fused=False, biased=True,
-        added=False, needs_input_grad=(True, True),
+        saved_tensors=(a["input"], *tensors), geometry=list(g), fused=False,
+        biases=y.shape[1], added=False, needs_input_grad=(True, True),
     )  # fmt: skip
     grad_input, grad_values, *_, grad_bias, _, _, _, _ = _gradients(ctx, grad)
     assert None not in (grad_input, grad_values, grad_bias)

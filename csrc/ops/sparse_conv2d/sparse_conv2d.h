@@ -15,13 +15,15 @@
 // |------------|--------------------------|-----------------------------------------|-------|
 // | input      | [N, C, H, W]             | float32                                 | read  |
 // | weight     | PackedConv2d: see below  | float32, int16, int32                   | read  |
-// | bias       | [O], or None             | float32                                 | read  |
+// | bias       | [O], [O · upscale²], None | float32                                | read  |
 // | residual   | [N, O, OH, OW], or None  | float32                                 | read  |
 // | activation | name                     | none, relu, leaky_relu, prelu or tanh   |       |
 // | slope      | number; prelu: [1], [O]  | float32                                 | read  |
+// | out        | [N, O, OH, OW]           | float32                                 | write |
 //
 // OH = ⌊(H · upscale + growth) / stride⌋, where a convolution's growth is 2 · padding − R + stride;
-// OW likewise.
+// OW likewise. With upscale² · O biases, that of channel o at the pixels (a, b) modulo upscale is
+// number (o · upscale + a) · upscale + b, as a pixel shuffle has it.
 //
 // Packed weights. The R x S taps of an input channel meet a patch of D x D output pixels in
 // (D − 1) · stride + R rows and (D − 1) · stride + S columns of input: what the kernel keeps of a
@@ -58,6 +60,7 @@ constexpr int kLanes = 16;           // patches side by side, whatever the instr
 constexpr int64_t kChunkRows = 256;  // their sums, 1 KB a row at D = 4, stay in the second cache
 // Any 16-bit offset lies inside the scratch, so wrong offsets give wrong sums and nothing worse.
 constexpr int64_t kScratchFloats = 65536;
+constexpr int64_t kMostKept = 1 << 20;  // floats of a tile in lanes that are kept for its chunks
 constexpr int64_t kMostTaps = 15;
 
 enum class Padding : int64_t { kZeros, kReflect, kReplicate };
@@ -88,7 +91,8 @@ struct Problem {
   const uint16_t* offsets;        // [K]
   const int32_t* starts;          // [L + 1]
   const int32_t* rows;            // [L]
-  const float* bias;              // [O], or null
+  const float* bias;              // [O] or [O][phase], or null
+  int64_t bias_step;              // 0 or 1: from one phase's bias to the next
   const float* residual;          // [N, O, OH, OW], or null
   const float* slopes;            // [1] or [O]; used by kLeaky
   int64_t slope_step;             // 0 or 1: from one channel's slope to the next
@@ -98,6 +102,8 @@ struct Problem {
 
 // ---- CPU kernels --------------------------------------------------------------------------------
 
+// Channels that are staged before they are read again: a load from two stores waits for both.
+constexpr int64_t kStaged = 4;
 constexpr int kMostColumns = 32;  // of a patch's input: 3 · stride + taps, rounded up to 4
 
 // How the pictures are cut up: a tile is 16 patches, lanes_y x lanes_x in each of lanes_n pictures.
@@ -115,16 +121,17 @@ struct Plan {
   int64_t region_pitch;                 // between rows of a staged region
   int64_t matrix_rows;                  // M
   int64_t chunks, blocks, tiles;
+  int64_t block_floats;  // of the scratch, from one block to the next; 0: they take turns
 };
 
 // A thread's own memory, aligned to 64 bytes.
 struct Workspace {
-  float* staged;   // [block][lanes_n][region_rows][region_pitch]: input of tiles at the border
-  float* scratch;  // [kScratchFloats and a channel more]
+  float* staged;   // [kStaged][lanes_n][region_rows][region_pitch]: input of tiles at the border
+  float* scratch;  // one block of channels, or all; kScratchFloats and a channel from each on
   float* sums;     // [chunk's rows][D][D][16]
 };
 
-// Units [begin, end), of chunks · tiles: the tiles of chunk 0, then those of chunk 1, …
+// Units [begin, end), of tiles · chunks: the chunks of tile 0, then those of tile 1, …
 using RunUnits = void (*)(const Problem& p, const Plan& plan, const Workspace& space, int64_t begin,
                           int64_t end);
 void run_units_avx2(const Problem& p, const Plan& plan, const Workspace& space, int64_t begin,

@@ -11,6 +11,7 @@
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.h"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
+#include "ops/sparse_conv2d/winograd_conv2d.h"
 
 namespace py = pybind11;
 
@@ -68,6 +69,16 @@ void check_channels_last(const TensorView& view, const char* name) {
   }
   if (!fits && view.numel() > 0) refuse(check.op(), name, "be channels_last", view.text());
   check_aligned(view, name);
+}
+
+// Memory that is written is nobody else's.
+void check_apart(const TensorView& out, const TensorView& other, const char* name) {
+  const auto bytes = [](const TensorView& view) { return view.numel() * size_of(view.dtype); };
+  const auto begin = [](const TensorView& view) { return reinterpret_cast<uintptr_t>(view.data); };
+  const bool apart = out.data == nullptr || other.data == nullptr ||
+                     begin(out) + bytes(out) <= begin(other) ||
+                     begin(other) + bytes(other) <= begin(out);
+  check.that(apart, "out", std::string("not overlap ") + name, out.text());
 }
 
 Geometry check_geometry(const std::vector<int64_t>& numbers) {
@@ -167,19 +178,26 @@ void set_output_size(const TensorView& x, P* problem) {
              x.text());
 }
 
-// Input and lists, which the op and its gradient have in common: checked, and entered into p.
+// The input of lists and Winograd's op, and with it every size.
+void take_input(const TensorView& x, Problem* problem) {
+  Problem& p = *problem;
+  if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != p.g.in_channels) {
+    refuse(check.op(), "input",
+           "be float32 [N, " + std::to_string(p.g.in_channels) + ", H, W] on " + x.device.name(),
+           x.text());
+  }
+  check.contiguous(x, "input");
+  set_output_size(x, &p);
+  p.input = x.as<const float>();
+}
+
+// Input and lists, which the op and its gradient have in common.
 void take_lists(const TensorView& x, const TensorView& offsets, const TensorView& starts,
                 const TensorView& rows, const std::vector<int64_t>& geometry, Problem* problem) {
   Problem& p = *problem;
   p.g = check_geometry(geometry);
   const Geometry& g = p.g;
-  if (x.dtype != DType::kFloat32 || x.ndim != 4 || x.shape[1] != g.in_channels) {
-    refuse(check.op(), "input",
-           "be float32 [N, " + std::to_string(g.in_channels) + ", H, W] on " + x.device.name(),
-           x.text());
-  }
-  check.contiguous(x, "input");
-  set_output_size(x, &p);
+  take_input(x, &p);
   if (x.device.is_cuda()) {
     const int64_t outputs = p.batch * g.out_channels * p.out_height * p.out_width;
     check.that(std::max(x.numel(), outputs) <= INT32_MAX, "input",
@@ -191,43 +209,36 @@ void take_lists(const TensorView& x, const TensorView& offsets, const TensorView
   p.lists = groups * ((g.in_channels + g.block - 1) / g.block);
   check_array(starts, DType::kInt32, {p.lists + 1}, "weight.starts", x.device);
   check_array(rows, DType::kInt32, {p.lists}, "weight.rows", x.device);
-  p.input = x.as<const float>();
   p.offsets = offsets.as<const uint16_t>();
   p.starts = starts.as<const int32_t>();
   p.rows = rows.as<const int32_t>();
 }
 
-void convolve(const py::object& input, const py::object& values, const py::object& offsets,
-              const py::object& starts, const py::object& rows,
-              const std::vector<int64_t>& geometry, const py::object& bias,
-              const py::object& residual, const std::string& activation, const py::object& slope,
-              const py::object& output, uintptr_t stream) {
-  // ---- Take the views and check them ------------------------------------------------------------
+// What lists and Winograd's op have beside input and weight; false where there is nothing to
+// compute. `number` is the slope where it is one; on CUDA p.slopes is null then.
+bool take_pictures(const TensorView& x, const py::object& bias, const py::object& residual,
+                   const std::string& activation, const py::object& slope, const py::object& output,
+                   float* number, Problem* problem) {
   const char* op = check.op();
-  const TensorView x = view_of(input, op, "input");
-  const TensorView value_view = view_of(values, op, "weight.values");
-  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
-  const TensorView start_view = view_of(starts, op, "weight.starts");
-  const TensorView row_view = view_of(rows, op, "weight.rows");
-  const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
-  const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
-  const TensorView y = view_of(output, op, "output");
-
-  Problem p{};
-  take_lists(x, offset_view, start_view, row_view, geometry, &p);
+  Problem& p = *problem;
   const Geometry& g = p.g;
   const Device device = x.device;
-  check_array(value_view, DType::kFloat32, {p.weights, g.vector}, "weight.values", device);
-  if (device.is_cuda() && g.vector > 1) check_aligned(value_view, "weight.values");
-  if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias", device);
+  const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
+  const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
+  const TensorView y = view_of(output, op, "out");
+  const int64_t phases = device.is_cuda() ? 1 : g.upscale * g.upscale;
+  p.bias_step = bias_view && bias_view->numel() == phases * g.out_channels && phases > 1 ? 1 : 0;
+  const int64_t biases = p.bias_step ? phases * g.out_channels : g.out_channels;
+  if (bias_view) check_array(*bias_view, DType::kFloat32, {biases}, "bias", device);
   const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
   if (residual_view) check_array(*residual_view, DType::kFloat32, out_shape, "residual", device);
-  check_array(y, DType::kFloat32, out_shape, "output", device);
+  check_array(y, DType::kFloat32, out_shape, "out", device);
+  check_apart(y, x, "input");
+  if (residual_view) check_apart(y, *residual_view, "residual");
   p.activation = check_activation(activation);
-  float number = 0.0f;
-  p.slopes = device.is_cuda() ? nullptr : &number;
+  p.slopes = device.is_cuda() ? nullptr : number;
   if (PyFloat_Check(slope.ptr())) {
-    number = slope.cast<float>();
+    *number = slope.cast<float>();
   } else {
     const TensorView slope_view = view_of(slope, op, "slope");
     const bool one = slope_view.numel() == 1;
@@ -235,13 +246,32 @@ void convolve(const py::object& input, const py::object& values, const py::objec
     p.slopes = slope_view.as<const float>();
     p.slope_step = one ? 0 : 1;
   }
-  if (x.described || y.numel() == 0) return;
-
-  // ---- Convolve ---------------------------------------------------------------------------------
-  p.values = value_view.as<const float>();
   p.bias = bias_view ? bias_view->as<const float>() : nullptr;
   p.residual = residual_view ? residual_view->as<const float>() : nullptr;
   p.output = y.as<float>();
+  return !x.described && y.numel() > 0;
+}
+
+void convolve(const py::object& input, const py::object& values, const py::object& offsets,
+              const py::object& starts, const py::object& rows,
+              const std::vector<int64_t>& geometry, const py::object& bias,
+              const py::object& residual, const std::string& activation, const py::object& slope,
+              const py::object& output, uintptr_t stream) {
+  const char* op = check.op();
+  const TensorView x = view_of(input, op, "input");
+  const TensorView value_view = view_of(values, op, "weight.values");
+  const TensorView offset_view = view_of(offsets, op, "weight.offsets");
+  const TensorView start_view = view_of(starts, op, "weight.starts");
+  const TensorView row_view = view_of(rows, op, "weight.rows");
+  const Device device = x.device;
+  Problem p{};
+  float number = 0.0f;
+  take_lists(x, offset_view, start_view, row_view, geometry, &p);
+  check_array(value_view, DType::kFloat32, {p.weights, p.g.vector}, "weight.values", device);
+  if (device.is_cuda() && p.g.vector > 1) check_aligned(value_view, "weight.values");
+  p.values = value_view.as<const float>();
+  if (!take_pictures(x, bias, residual, activation, slope, output, &number, &p)) return;
+
   const py::gil_scoped_release released;
   if (device.is_cuda()) {
 #ifdef GANSPARSE_WITH_CUDA
@@ -282,6 +312,36 @@ void convolve_gradient(const py::object& input, const py::object& offsets, const
   (void)stream;
   refuse_cuda();
 #endif
+}
+
+void convolve_winograd(const py::object& input, const py::object& values,
+                       const std::vector<int64_t>& geometry, const py::object& bias,
+                       const py::object& residual, const std::string& activation,
+                       const py::object& slope, const py::object& output) {
+  const TensorView x = view_of(input, check.op(), "input");
+  const TensorView value_view = view_of(values, check.op(), "weight.values");
+  Problem p{};
+  float number = 0.0f;
+  p.g = check_geometry(geometry);
+  const Geometry& g = p.g;
+  const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
+    check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
+  };
+  that(g.taps_h == 3, "taps_h", "be 3 for Winograd", g.taps_h);
+  that(g.taps_w == 3, "taps_w", "be 3 for Winograd", g.taps_w);
+  that(g.stride == 1, "stride", "be 1 for Winograd", g.stride);
+  that(g.patch == 4, "patch", "be 4 for Winograd", g.patch);
+  that(g.vector == sparse_conv2d::kWinogradRows, "vector", "be 8 for Winograd", g.vector);
+  check.that(!x.device.is_cuda(), "input", "be on cpu for Winograd", x.text());
+  take_input(x, &p);
+  const int64_t groups = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  check_array(value_view, DType::kFloat32,
+              {sparse_conv2d::kPositions, groups, g.in_channels, g.vector}, "weight.values");
+  p.values = value_view.as<const float>();
+  if (!take_pictures(x, bias, residual, activation, slope, output, &number, &p)) return;
+
+  const py::gil_scoped_release released;
+  sparse_conv2d::run_winograd(p);
 }
 
 // ---- Tiles, on CUDA -----------------------------------------------------------------------------
@@ -401,11 +461,14 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
 std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
   module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
-             py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("output"),
+             py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("out"),
              py::arg("stream") = uintptr_t{0});
   module.def("sparse_conv2d_gradient", &convolve_gradient, py::arg("input"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("grad"),
              py::arg("output"), py::arg("stream") = uintptr_t{0});
+  module.def("winograd_conv2d", &convolve_winograd, py::arg("input"), py::arg("values"),
+             py::arg("geometry"), py::arg("bias"), py::arg("residual"), py::arg("activation"),
+             py::arg("slope"), py::arg("out"));
   module.def("sparse_conv2d_tiles", &convolve_tiles, py::arg("input"), py::arg("values"),
              py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),

@@ -10,6 +10,7 @@
 #include "common/parallel.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
+#include "ops/sparse_conv2d/winograd_conv2d_simd.h"
 
 namespace gansparse::sparse_conv2d {
 namespace {
@@ -79,6 +80,20 @@ RunUnits choose_kernel() {
   return &run_units<Plain>;
 }
 
+RunWinograd choose_winograd() {
+#ifdef GANSPARSE_WITH_X86
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return &run_winograd_avx512;
+    case SimdLevel::kAvx2:
+      return &run_winograd_avx2;
+    case SimdLevel::kPlain:
+      break;
+  }
+#endif
+  return &run_winograd_units<Plain>;
+}
+
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The 16 patches of a tile lie side by side in the way that takes the fewest tiles; among equals,
@@ -125,6 +140,9 @@ Plan make_plan(const Problem& p) {
   plan.matrix_rows = g.upscale * g.upscale * ceil_div(g.out_channels, g.vector) * g.vector;
   plan.chunks = ceil_div(plan.matrix_rows, kChunkRows);
   plan.blocks = ceil_div(g.in_channels, g.block);
+  const int64_t block_floats = ceil_div(g.block * plan.channel_floats, kLine) * kLine;
+  const bool kept = plan.chunks > 1 && plan.blocks * block_floats <= kMostKept;
+  plan.block_floats = kept ? block_floats : 0;
   return plan;
 }
 
@@ -150,6 +168,10 @@ float* arena(int64_t floats) {
   return memory.get();
 }
 
+int64_t staged_floats(const Plan& plan) {
+  return (kStaged * plan.lanes_n * plan.region_rows + 1) * plan.region_pitch;  // reads go beyond
+}
+
 }  // namespace
 
 void run_cpu(const Problem& p) {
@@ -157,9 +179,9 @@ void run_cpu(const Problem& p) {
   const RunUnits run = choose_kernel();
 
   const int64_t patch_floats = p.g.patch * p.g.patch * kLanes;
-  const int64_t staged =
-      (p.g.block * plan.lanes_n * plan.region_rows + 1) * plan.region_pitch;  // reads go beyond
-  const int64_t scratch = kScratchFloats + ceil_div(plan.channel_floats, kLine) * kLine;
+  const int64_t staged = staged_floats(plan);
+  const int64_t scratch = (plan.blocks - 1) * plan.block_floats + kScratchFloats +
+                          ceil_div(plan.channel_floats, kLine) * kLine;
   const int64_t sums = std::min(kChunkRows, plan.matrix_rows) * patch_floats;
   const int64_t each = staged + scratch + sums;
   const int64_t work = 1 + p.weights * p.g.vector / plan.chunks * patch_floats;  // of a unit
@@ -168,6 +190,35 @@ void run_cpu(const Problem& p) {
   parallel_for(plan.chunks * plan.tiles, 1 + kGrainWork / work, [&](int64_t begin, int64_t end) {
     float* const own = memory + each * next++;
     run(p, plan, Workspace{own, own + staged, own + staged + scratch}, begin, end);
+  });
+}
+
+void run_winograd(const Problem& p) {
+  const Plan plan = make_plan(p);
+  const RunWinograd run = choose_winograd();
+
+  const int64_t staged = staged_floats(plan);
+  const int64_t scratch = kWinogradChannels * plan.channel_floats;
+  const int64_t rows = std::min(kChunkRows, plan.matrix_rows);
+  const int64_t inputs = kPositions * position_step(p.g.in_channels, 2);
+  const int64_t outputs = kPositions * position_step(rows, 2);
+  const int64_t sums = rows * p.g.patch * p.g.patch * kLanes;
+  const int64_t each = staged + scratch + inputs + outputs + sums;
+  const int64_t work = 2 * kPositions * kLanes * rows * p.g.in_channels;  // of a unit
+  float* const memory = arena(each * max_threads());
+  std::atomic<int64_t> next{0};
+  // Two tiles at a time, unless threads would have to wait for one another.
+  const int64_t threads = max_threads(), pairs = ceil_div(plan.tiles, 2) * plan.chunks;
+  const bool even = 2 * ceil_div(pairs, threads) <= ceil_div(plan.tiles * plan.chunks, threads);
+  const int64_t together = even || threads == 1 ? 2 : 1;
+  const int64_t units = ceil_div(plan.tiles, together) * plan.chunks;
+  parallel_for(units, 1 + kGrainWork / (1 + work), [&](int64_t begin, int64_t end) {
+    float* const own = memory + each * next++;
+    WinogradSpace space{together, own, own + staged, nullptr, nullptr, nullptr};
+    space.inputs = space.scratch + scratch;
+    space.outputs = space.inputs + inputs;
+    space.sums = space.outputs + outputs;
+    run(p, plan, space, begin, end);
   });
 }
 

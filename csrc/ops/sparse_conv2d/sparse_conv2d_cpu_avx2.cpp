@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
+#include "ops/sparse_conv2d/winograd_conv2d_simd.h"
 
 namespace gansparse::sparse_conv2d {
 namespace {
@@ -56,6 +57,11 @@ struct Avx2 {
 void run_units_avx2(const Problem& p, const Plan& plan, const Workspace& space, int64_t begin,
                     int64_t end) {
   run_units<Avx2>(p, plan, space, begin, end);
+}
+
+void run_winograd_avx2(const Problem& p, const Plan& plan, const WinogradSpace& space,
+                       int64_t begin, int64_t end) {
+  run_winograd_units<Avx2>(p, plan, space, begin, end);
 }
 
 }  // namespace gansparse::sparse_conv2d

@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
+#include "ops/sparse_conv2d/winograd_conv2d_simd.h"
 
 namespace gansparse::sparse_conv2d {
 namespace {
@@ -58,6 +59,11 @@ struct Avx512 {
 void run_units_avx512(const Problem& p, const Plan& plan, const Workspace& space, int64_t begin,
                       int64_t end) {
   run_units<Avx512>(p, plan, space, begin, end);
+}
+
+void run_winograd_avx512(const Problem& p, const Plan& plan, const WinogradSpace& space,
+                         int64_t begin, int64_t end) {
+  run_winograd_units<Avx512>(p, plan, space, begin, end);
 }
 
 }  // namespace gansparse::sparse_conv2d

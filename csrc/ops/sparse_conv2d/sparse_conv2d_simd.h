@@ -24,6 +24,12 @@ struct Tile {
   int64_t n, y, x;
 };
 
+inline Tile tile_at(const Problem& p, const Plan& plan, int64_t index) {
+  const int64_t x = index % plan.tiles_x, y = index / plan.tiles_x % plan.tiles_y;
+  return {index / plan.tiles_x / plan.tiles_y * plan.lanes_n, y * plan.lanes_y * p.g.patch,
+          x * plan.lanes_x * p.g.patch};
+}
+
 // From the tile's corner to the corners of its 16 patches, in order of u.
 struct Corners {
   int64_t at[kLanes];
@@ -69,6 +75,9 @@ void stage(const Problem& p, const Plan& plan, const Tile& tile, int64_t c, floa
   const int64_t begin = least(x0 < 0 ? -x0 : 0, plan.region_columns);
   const int64_t inside = least(plan.region_columns, p.width - x0);
   const int64_t end = inside < begin ? begin : inside;
+  const bool one_vector = p.g.padding == Padding::kZeros && plan.region_columns <= Simd::kWidth;
+  const auto none = Simd::mask(0, 0);
+  const auto shown = one_vector ? Simd::mask(static_cast<int>(begin), static_cast<int>(end)) : none;
   for (int64_t n = tile.n; n < tile.n + plan.lanes_n; ++n) {
     const float* plane = p.input + (n * p.g.in_channels + c) * p.height * p.width;
     for (int64_t i = 0; i < plan.region_rows; ++i, staged += plan.region_pitch) {
@@ -80,6 +89,10 @@ void stage(const Problem& p, const Plan& plan, const Tile& tile, int64_t c, floa
           staged[j] = x < 0 ? 0.0f : row[x];
         }
       };
+      if (one_vector) {
+        Simd::store(staged, Simd::load_masked(row + x0, y < 0 ? none : shown));
+        continue;
+      }
       if (y < 0) {
         fill(0, plan.region_columns);
         continue;
@@ -195,24 +208,27 @@ struct Reader {
 
 template <class Simd>
 void load_block(const Problem& p, const Plan& plan, const Tile& tile, const Reader<Simd>& reader,
-                int64_t c_begin, int64_t c_end, const Workspace& space) {
+                int64_t c_begin, int64_t c_end, float* staged, float* scratch) {
   const int64_t step = p.g.patch * p.g.stride;
   const int64_t plane = p.height * p.width;
   const int64_t region = plan.region_rows * plan.region_pitch;
-  const float* from = space.staged;
+  const float* from = staged;
   int64_t row_pitch = plan.region_pitch, picture = region, channel = plan.lanes_n * region;
-  if (reader.runs || reader.inside) {
+  const bool direct = reader.runs || reader.inside;
+  if (direct) {
     const int64_t y0 = tile.y * p.g.stride - p.g.pad_h, x0 = tile.x * p.g.stride - p.g.pad_w;
     from = p.input + (tile.n * p.g.in_channels + c_begin) * plane + y0 * p.width + x0;
     row_pitch = p.width, picture = p.g.in_channels * plane, channel = plane;
-  } else {
-    for (int64_t c = c_begin; c < c_end; ++c) {
-      stage<Simd>(p, plan, tile, c, space.staged + (c - c_begin) * channel);
-    }
   }
   const Corners corners(plan, picture, step * row_pitch, step);
-  float* to = space.scratch;
+  float* to = scratch;
   for (int64_t c = c_begin; c < c_end; ++c, from += channel, to += plan.channel_floats) {
+    if (!direct && (c - c_begin) % kStaged == 0) {
+      from = staged;
+      for (int64_t i = 0; i < least(kStaged, c_end - c); ++i) {
+        stage<Simd>(p, plan, tile, c + i, staged + i * channel);
+      }
+    }
     if (!reader.runs) {
       pack<Simd>(plan, from, row_pitch, corners, to);
     } else if (reader.inside) {
@@ -254,12 +270,14 @@ void unpack(const Plan& plan, const float* sums, const Corners& corners, float* 
   }
 }
 
-// to[2 · i] = even[i], to[2 · i + 1] = odd[i]: the compiler makes vectors of it.
-inline void interleave(const float* __restrict__ even, const float* __restrict__ odd, int64_t n,
-                       float* __restrict__ to) {
+// to[2 · i] = even[i] + biases[0], to[2 · i + 1] = odd[i] + biases[1]: the compiler makes vectors
+// of it.
+inline void interleave(const float* __restrict__ even, const float* __restrict__ odd,
+                       const float* biases, int64_t n, float* __restrict__ to) {
+  const float even_bias = biases[0], odd_bias = biases[1];
   for (int64_t i = 0; i < n; ++i) {
-    to[2 * i] = even[i];
-    to[2 * i + 1] = odd[i];
+    to[2 * i] = even[i] + even_bias;
+    to[2 * i + 1] = odd[i] + odd_bias;
   }
 }
 
@@ -316,7 +334,11 @@ void write_chunk(const Problem& p, const Plan& plan, const Tile& tile, int64_t c
       const int64_t row = (i / vector * kUp * kUp + phase) * vector + i % vector;
       unpack<Simd, kPatch>(plan, sums + row * kRowFloats, corners, pixels[phase]);
     }
-    const End end{p.bias ? p.bias[o] : 0.0f, p.slopes[o * p.slope_step], p.residual};
+    float biases[kUp * kUp] = {};
+    for (int64_t phase = 0; phase < kUp * kUp && p.bias != nullptr; ++phase) {
+      biases[phase] = p.bias[p.bias_step ? o * kUp * kUp + phase : o];
+    }
+    const End end{kUp == 1 ? biases[0] : 0.0f, p.slopes[o * p.slope_step], p.residual};
     for (int64_t n = 0; n < pictures; ++n) {
       const int64_t plane = ((tile.n + n) * p.g.out_channels + o) * p.out_height;
       int64_t at = (plane + tile.y * kUp) * p.out_width + tile.x * kUp;
@@ -327,7 +349,8 @@ void write_chunk(const Problem& p, const Plan& plan, const Tile& tile, int64_t c
           at += p.out_width;
         } else {
           for (int64_t a = 0; a < kUp && (tile.y + y) * kUp + a < p.out_height; ++a) {
-            interleave(pixels[a * kUp] + from, pixels[a * kUp + 1] + from, wide, line);
+            const float* const even = pixels[a * kUp] + from;
+            interleave(even, pixels[a * kUp + 1] + from, biases + a * kUp, wide, line);
             write_pixels<Simd, kActivation>(line, columns, end, at, p.output);
             at += p.out_width;
           }
@@ -345,53 +368,60 @@ void write_chunk(const Problem& p, const Plan& plan, const Tile& tile, int64_t c
   write_chunk<Simd, kPatch, 2, kActivation>(p, plan, tile, chunk, sums);
 }
 
+template <class Simd, int kPatch>
+void finish_chunk(const Problem& p, const Plan& plan, const Tile& tile, int64_t chunk,
+                  const float* sums) {
+  switch (p.activation) {
+    case Activation::kNone:
+      return write_chunk<Simd, kPatch, Activation::kNone>(p, plan, tile, chunk, sums);
+    case Activation::kRelu:
+      return write_chunk<Simd, kPatch, Activation::kRelu>(p, plan, tile, chunk, sums);
+    case Activation::kLeaky:
+      return write_chunk<Simd, kPatch, Activation::kLeaky>(p, plan, tile, chunk, sums);
+  }
+}
+
 // ---- 3. A tile of a chunk -----------------------------------------------------------------------
 
 template <class Simd, int kPatch>
 void run_unit(const Problem& p, const Plan& plan, const Workspace& space, int64_t chunk,
-              const Tile& tile) {
+              const Tile& tile, bool loaded) {
   const int64_t chunk_lists = kChunkRows / p.g.vector;  // a block, in every chunk but the last
   const int64_t before = chunk * chunk_lists * plan.blocks;
   const int64_t lists = least(chunk_lists, plan.matrix_rows / p.g.vector - chunk * chunk_lists);
   const Reader<Simd> reader(p, plan, tile);
   for (int64_t block = 0; block < plan.blocks; ++block) {
     const int64_t c = block * p.g.block;
-    load_block<Simd>(p, plan, tile, reader, c, least(c + p.g.block, p.g.in_channels), space);
+    const int64_t end = least(c + p.g.block, p.g.in_channels);
+    float* const scratch = space.scratch + block * plan.block_floats;
+    if (!loaded) load_block<Simd>(p, plan, tile, reader, c, end, space.staged, scratch);
     const int64_t first = before + block * lists;
     const Lists those{p, first, first + lists, chunk * kChunkRows};
     if (p.g.vector == 1) {
-      multiply_element<Simd, kPatch>(those, space.scratch, plan.row_floats, block > 0, space.sums);
+      multiply_element<Simd, kPatch>(those, scratch, plan.row_floats, block > 0, space.sums);
     } else {
-      multiply_vector<Simd, kPatch>(those, space.scratch, plan.row_floats, block > 0, space.sums);
+      multiply_vector<Simd, kPatch>(those, scratch, plan.row_floats, block > 0, space.sums);
     }
   }
-  switch (p.activation) {
-    case Activation::kNone:
-      return write_chunk<Simd, kPatch, Activation::kNone>(p, plan, tile, chunk, space.sums);
-    case Activation::kRelu:
-      return write_chunk<Simd, kPatch, Activation::kRelu>(p, plan, tile, chunk, space.sums);
-    case Activation::kLeaky:
-      return write_chunk<Simd, kPatch, Activation::kLeaky>(p, plan, tile, chunk, space.sums);
-  }
+  finish_chunk<Simd, kPatch>(p, plan, tile, chunk, space.sums);
 }
 
 template <class Simd>
 void run_units(const Problem& p, const Plan& plan, const Workspace& space, int64_t begin,
                int64_t end) {
   for (int64_t unit = begin; unit < end; ++unit) {
-    const int64_t chunk = unit / plan.tiles, index = unit % plan.tiles;
-    const int64_t x = index % plan.tiles_x, y = index / plan.tiles_x % plan.tiles_y;
-    const Tile tile{index / plan.tiles_x / plan.tiles_y * plan.lanes_n,
-                    y * plan.lanes_y * p.g.patch, x * plan.lanes_x * p.g.patch};
+    const int64_t chunk = unit % plan.chunks, index = unit / plan.chunks;
+    const bool loaded = plan.block_floats > 0 && unit > begin && chunk > 0;
+    const Tile tile = tile_at(p, plan, index);
     switch (p.g.patch) {
       case 1:
-        run_unit<Simd, 1>(p, plan, space, chunk, tile);
+        run_unit<Simd, 1>(p, plan, space, chunk, tile, loaded);
         break;
       case 2:
-        run_unit<Simd, 2>(p, plan, space, chunk, tile);
+        run_unit<Simd, 2>(p, plan, space, chunk, tile, loaded);
         break;
       default:
-        run_unit<Simd, 4>(p, plan, space, chunk, tile);
+        run_unit<Simd, 4>(p, plan, space, chunk, tile, loaded);
     }
   }
 }

@@ -37,6 +37,7 @@ class Sample:
         vector_size: output channels that share a pattern.
         sparsity: share pruned.
         biased: there is a bias.
+        phased: of a transposed one: a bias for each phase.
         residual: there is a residual.
         activation: none, relu, leaky_relu, prelu or tanh.
         slopes: of prelu: 1 or O of them; 0: a number.
@@ -55,6 +56,7 @@ class Sample:
     vector_size: int = 1
     sparsity: float = 0.75
     biased: bool = True
+    phased: bool = False
     residual: bool = False
     activation: Activation = "none"
     slopes: int = 0
@@ -113,7 +115,7 @@ class Sample:
         return {
             "input": input,
             "weight": self.pack(weight),
-            "bias": normal(self.out) if self.biased else None,
+            "bias": normal(self.out * (4 if self.phased else 1)) if self.biased else None,
             "residual": normal(*output) if self.residual else None,
             "activation": self.activation,
             "slope": normal(self.slopes) if self.slopes else 0.2,
@@ -165,6 +167,7 @@ def samples(size: Size) -> list[Sample]:
               for o, v in ((1, 1), (255, 1), (257, 1), (3, 4), (257, 16), (70, 64))),
             *(Sample(f"batch-{n}-of-{h}x{h}", (n, 5, h, h), 6, fitted=True, vector_size=v)
               for n, h in ((1, 2), (3, 4), (17, 1), (5, 8), (16, 4)) for v in (1, 4)),
+            Sample("tiles-and-chunks", (2, 40, 20, 20), 300, vector_size=4, sparsity=0.9),
             Sample("nothing-kept", (1, 4, 8, 8), 4, sparsity=1.0),
             Sample("all-kept", (1, 4, 8, 8), 4, sparsity=0.0),
             Sample("no-padding", (2, 4, 20, 20), 4, padding=0),

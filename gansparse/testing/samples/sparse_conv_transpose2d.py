@@ -22,6 +22,7 @@ def samples(size: Size) -> list[Sample]:
             layer("plain", few, 6),
             layer("vector-4", few, 6, vector_size=4),
             layer("output-padding", few, 6, kernel=3, output_padding=1),
+            layer("bias-of-phases", few, 6, kernel=3, phased=True, residual=True),
             layer("stride-1", few, 6, stride=1, padding=0),
             layer("all-options", few, 6, residual=True, activation="prelu", slopes=6),
             layer("fitted", few, 6, fitted=True, activation="relu"),
