@@ -16,6 +16,8 @@ from torch import nn
 
 from gansparse import deploy
 from gansparse.deploy import cuda, cuda_graph, measure
+from gansparse.deploy.capture import capture
+from gansparse.deploy.fuse import fuse
 from gansparse.deploy.steps import ConvLayer, Norm
 from gansparse.ops import sparse_conv2d_reference
 from gansparse.testing.compare import close
@@ -389,3 +391,46 @@ def test_another_dtype_is_measured_again(clock):
     assert_near(compiled, copy.deepcopy(network).bfloat16(), picture().bfloat16())
     assert compiled.explain().verdict == f"runs {cuda_graph.PLANNED}"
     assert len(clock.asked) > count
+
+
+LAYERS = {
+    "conv": nn.Conv2d(8, 16, 3, 2, 1),
+    "reflect": nn.Conv2d(8, 16, 3, padding=1, padding_mode="reflect"),
+    "no bias": nn.Conv2d(8, 16, 5, padding=2, bias=False),
+    "transposed": nn.ConvTranspose2d(8, 16, 4, 2, 1),
+    "output padding": nn.ConvTranspose2d(8, 16, 3, 2, 1, output_padding=1),
+}
+TAILS = {
+    "prelu": lambda: [nn.PReLU(16)],
+    "shuffle": lambda: [nn.PixelShuffle(2), nn.LeakyReLU(0.3)],
+    "shuffle each": lambda: [nn.PixelShuffle(2), nn.PReLU(4)],
+}
+
+
+@pytest.mark.parametrize("kind", LAYERS)
+@pytest.mark.parametrize("tail", TAILS)
+@torch.no_grad()
+def test_every_kernel_computes_the_layer(clock, kind, tail):
+    network = seeded(nn.Sequential(copy.deepcopy(LAYERS[kind]), *TAILS[tail]()), zeros=0.0)
+    weight = network[0].weight
+    filters = weight.transpose(0, 1) if isinstance(network[0], nn.ConvTranspose2d) else weight
+    filters[:, [1, 2, 4, 7]] = 0  # two of each four
+    filters[:, :, 0] = 0  # and some blocks
+    filters[4:8] = 0  # dense kernels leave these out
+    x = picture(2, 8, 8, 10)
+    for dtype in (torch.float32, torch.bfloat16):
+        half, read = copy.deepcopy(network).to(dtype), x.to(dtype)
+        captured, _ = capture(half, (read,))
+        fuse(captured)
+        (step,) = (part for part in captured.children() if isinstance(part, cuda.Conv))
+        found = cuda.kernels(step.layer, tuple(x.shape))
+        lists = {name for name in found if name.startswith("sparse")}
+        assert lists if dtype == torch.float32 else {*TWO_OF_FOUR, *BLOCKS} <= found.keys()
+        exact, most = cuda.truth(step.layer, (read, None), step(read, None))
+        want = copy.deepcopy(half).double()(read.double())
+        for name, way in found.items():
+            for given in (read, read.contiguous(memory_format=torch.channels_last)):
+                made = way.make()(given, None)
+                assert made.dtype == dtype
+                assert float((made - exact).abs().max()) <= most, name
+        close(exact, want, terms=200)
