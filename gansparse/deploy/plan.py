@@ -106,8 +106,8 @@ def make_plan(
                 runner.rows[node].why = "InstanceNorm in channels_last"
     convert(captured.graph, layouts, set(runner.layers))
     captured.add_module(MEMORY, Buffers())
-    writers = [node for node in runner.layers if _writes(captured, node)]
-    add_buffers(captured, writers, names)
+    on_cpu = [node for node in runner.layers if node.meta["value"].device.type == "cpu"]
+    add_buffers(captured, [node for node in on_cpu if _writes(captured, node)], names)
     captured.recompile()
     return Plan(captured, list(runner.rows.values()), picked)
 
@@ -234,8 +234,7 @@ class _Runner(fx.Interpreter):
 def _writes(module: fx.GraphModule, node: fx.Node) -> bool:
     """Whether the step can write into memory that it is given."""
     step = module.get_submodule(str(node.target))
-    on_cpu = node.meta["value"].device.type == "cpu"
-    return on_cpu and isinstance(step, Sparse) and step.shuffle == 1
+    return isinstance(step, Sparse) and step.shuffle == 1
 
 
 def _timed(way: Kernel, read: Any) -> Callable[[], Callable[[], Any]]:

@@ -11,7 +11,7 @@ import networks
 import pytest
 import torch
 from networks import conv, picture, seeded
-from on_cuda import FAMILIES, Clock, assert_near, inputs, kernels_of, pruned
+from on_cuda import Clock, assert_near, inputs, kernels_of, pruned
 from torch import nn
 
 from gansparse import deploy
@@ -67,10 +67,22 @@ def clock(monkeypatch) -> Clock:
 # ---- A CPU in place of a GPU ---------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("fast", ["2:4 x32", "block x16"])
-@pytest.mark.parametrize("name", FAMILIES)
-def test_families_on_tiles(clock, name, fast):
-    clock.kernel, dtype = fast, HALF[len(name) % 2]
+@pytest.mark.parametrize(
+    ("name", "fast", "dtype"),
+    [
+        ("dcgan", "2:4 x32", torch.bfloat16),
+        ("dcgan", "block x16", torch.float16),
+        ("unet-instance", "2:4 x64", torch.bfloat16),
+        ("cyclegan", "2:4 x32", torch.float16),
+        ("stargan", "2:4 x32", torch.bfloat16),
+        ("stargan", "block x32", torch.bfloat16),
+        ("srgan", "2:4 x64", torch.float16),
+        ("srgan", "block x16", torch.bfloat16),
+        ("srgan", "sparse", torch.float32),
+    ],
+)
+def test_families_on_tiles_and_lists(clock, name, fast, dtype):
+    clock.kernel = fast
     network = pruned(name, fast.partition(" ")[0], dtype)
     compiled = deploy.compile(network, tuple(inputs(name, dtype)), shrink=False)
     explained = compiled.explain()
