@@ -37,7 +37,7 @@ from gansparse.testing.timing import Candidate
 
 Inputs = tuple[Tensor, ...]
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-MAX_AUTOTUNE = "torch.compile max-autotune"
+DEVICE = "cuda"
 
 
 def main() -> int:
@@ -82,27 +82,25 @@ def case(family: str, batch: int, dtype: str, chosen: argparse.Namespace) -> har
     """One family's line-up."""
     torch.manual_seed(0)
     dense = FAMILIES[family][0]().eval()
-    inputs = example_inputs(dense, None if family == "dcgan" else chosen.size, batch)
+    size = None if family == "dcgan" else chosen.size
+    inputs = tuple(x.to(DEVICE, DTYPES[dtype]) for x in example_inputs(dense, size, batch))
     pruned = copy.deepcopy(dense)
     Pruner(pruned, 0.5, "2:4").prune_to(0.5)
+    flops = batch * work(pruned, example_inputs(dense, size, 1))[0]
+    networks = [net.to(DEVICE, DTYPES[dtype]) for net in (pruned, dense)]
     made: dict[str, Candidate] = {}
 
     def make() -> dict[str, Candidate]:
-        given = tuple(x.to("cuda", DTYPES[dtype]) for x in inputs)
-        networks = [net.to("cuda", DTYPES[dtype]) for net in (pruned, dense)]
-        made.update(candidates(networks[0], networks[1], given, chosen))
+        made.update(candidates(networks[0], networks[1], inputs, chosen))
         return made
 
+    @torch.no_grad()
     def errors() -> dict[str, float]:
-        """Ours and torch's own in this dtype, from float32."""
-        exact = copy.deepcopy(pruned).float()(*(x.cuda() for x in inputs))
-        given = tuple(x.to("cuda", DTYPES[dtype]) for x in inputs)
-        found = {harness.OURS: made[harness.OURS](), "cudnn": pruned(*given)}
+        """Ours, and torch's own in this dtype, from float32."""
+        exact = copy.deepcopy(pruned).float()(*(x.float() for x in inputs))
+        found: dict[str, Any] = {harness.OURS: made[harness.OURS](), "cudnn": pruned(*inputs)}
         scale = float(exact.abs().max())
-        gaps: dict[str, float] = {}
-        for name, y in found.items():
-            gaps[name] = float((y.float() - exact).abs().max()) / scale  # type: ignore[attr-defined]
-        return gaps
+        return {name: float((y.float() - exact).abs().max()) / scale for name, y in found.items()}
 
     return harness.Case(
         "generator",
@@ -110,10 +108,10 @@ def case(family: str, batch: int, dtype: str, chosen: argparse.Namespace) -> har
         make,
         threads=torch.get_num_threads(),
         sparsity=0.5,
-        flops=work(pruned, inputs)[0],
-        device="cuda",
+        flops=flops,
+        device=DEVICE,
         dtype=DTYPES[dtype],
-        errors=torch.no_grad()(errors),
+        errors=errors,
     )
 
 
@@ -130,7 +128,9 @@ def candidates(
     peers: dict[str, Callable[[], Candidate]] = {
         "cudnn": lambda: partial(dense, *inputs),
         "cudnn channels_last": lambda: partial(network, *last),
-        MAX_AUTOTUNE: lambda: partial(torch.compile(network, mode="max-autotune"), *last),
+        "torch.compile max-autotune": lambda: partial(
+            torch.compile(network, mode="max-autotune"), *last
+        ),
     }
     torch.backends.cudnn.benchmark = True
     torch._dynamo.reset()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import copy
 import threading
 from dataclasses import replace
@@ -137,12 +138,13 @@ def test_rows_of_a_block_decide_which_tiles_may_win():
 
 def test_each_pattern_of_zeros_is_measured(clock):
     """The same shape and share of zeros: times of one say nothing of the other."""
-    quads = (torch.arange(16) % 4 < 2).view(1, 16, 1, 1)
-    for kept in (quads, torch.rand(32, 16, 3, 3) > 0.5, (torch.arange(16) < 8).view(1, 16, 1, 1)):
-        network = nn.Sequential(nn.Conv2d(16, 32, 3)).bfloat16()
+    channels = torch.arange(32).view(1, 32, 1, 1)
+    quads, half, most = channels % 4 < 2, channels < 16, (channels < 24) & (channels % 3 < 2)
+    for kept in (quads, torch.rand(32, 32, 3, 3) > 0.5, half, most):  # blocks: 1, 1, 0.5, 0.75
+        network = nn.Sequential(nn.Conv2d(32, 32, 3)).bfloat16()
         network[0].weight.data *= kept
         before = len(clock.asked)
-        deploy.compile(network, picture(1, 16, 8, 8).bfloat16(), shrink=False)
+        deploy.compile(network, picture(1, 32, 8, 8).bfloat16(), shrink=False)
         assert any("torch" in names for names in clock.asked[before:])
 
 
@@ -446,3 +448,18 @@ def test_every_kernel_computes_the_layer(clock, kind, tail):
                 assert made.dtype == dtype
                 assert float((made - exact).abs().max()) <= most, name
         close(exact, want, terms=200)
+
+
+def test_the_benchmark_lines_up_its_candidates(monkeypatch, capsys, timer):
+    """On the CPU: bfloat16 runs there as it was."""
+    from benchmarks import harness
+    from benchmarks.end_to_end import generators_cuda
+
+    monkeypatch.setattr(generators_cuda, "DEVICE", "cpu")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    chosen = argparse.Namespace(size=None, peers="cudnn.*", explain=True)
+    rows = harness.run_case(generators_cuda.case("dcgan", 1, "bfloat16", chosen), 4)
+    assert [row["candidate"] for row in rows] == ["gansparse", "cudnn", "cudnn channels_last"]
+    assert {row["case"] for row in rows} == {"dcgan b1 bfloat16 2:4"}
+    assert 0 < float(rows[0]["error"]) < 0.1
+    assert "weight is bfloat16; the kernels take float32" in capsys.readouterr().out

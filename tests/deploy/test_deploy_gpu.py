@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import threading
 
@@ -184,6 +185,18 @@ def test_norms_keep_channels_last(dtype):
 def test_a_generator_that_moves_is_measured_again(clock):
     network = seeded(nn.Sequential(conv(), nn.ReLU()))
     compiled = deploy.compile(network.cuda(), picture().cuda()).cpu()
-    clock.whole = "after"
     assert_near(compiled, network.cpu(), picture())
     assert "in a CUDA graph" not in compiled.explain().verdict
+
+
+def test_the_benchmark_lines_up_its_candidates(monkeypatch):
+    from benchmarks import harness
+    from benchmarks.end_to_end import generators_cuda
+
+    monkeypatch.setattr(measure, "interleaved", real_interleaved)
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    chosen = argparse.Namespace(size=None, peers="cudnn.*", explain=True)
+    rows = harness.run_case(generators_cuda.case("dcgan", 1, "bfloat16", chosen), 4)
+    assert [row["candidate"] for row in rows] == ["gansparse", "cudnn", "cudnn channels_last"]
+    ours, torchs = (float(row["error"]) for row in rows[:2])
+    assert ours <= 2 * torchs
