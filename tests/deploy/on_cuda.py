@@ -4,10 +4,14 @@
 from __future__ import annotations
 
 import copy
+from contextlib import nullcontext
+from types import SimpleNamespace
 
 import torch
 from small_generators import GENERATORS, generator, without_dropout
-from torch import nn
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from gansparse.deploy import cuda_graph
 
@@ -66,3 +70,39 @@ def inputs(name, dtype, number=1):
 
 def kernels_of(compiled):
     return {row.layer: row.kernel for row in compiled.explain().rows if row.sparsity is not None}
+
+
+class Recorded(TorchDispatchMode):
+    """Stands for torch.cuda.CUDAGraph: the ops of a run, done again on the same tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, op, types, args=(), kwargs=None):
+        made = op(*args, **(kwargs or {}))
+        self.calls.append((op, args, kwargs or {}, made))
+        return made
+
+    def replay(self) -> None:
+        for op, args, kwargs, made in self.calls:
+            again = op(*args, **kwargs)
+            for old, new in zip(tree_leaves(made), tree_leaves(again), strict=True):
+                if isinstance(old, Tensor):
+                    old.copy_(new)
+
+
+def record_graphs(monkeypatch) -> None:
+    """torch.cuda's streams and graphs, on the CPU."""
+    stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
+    for name, value in {
+        "CUDAGraph": Recorded,
+        "graph": lambda graph, capture_error_mode: graph,
+        "Event": lambda: SimpleNamespace(record=lambda stream: None),
+        "Stream": lambda: stream,
+        "current_stream": lambda: stream,
+        "stream": lambda stream: nullcontext(),
+        "device": lambda device: nullcontext(),
+        "is_current_stream_capturing": lambda: False,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)

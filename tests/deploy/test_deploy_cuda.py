@@ -12,7 +12,7 @@ import networks
 import pytest
 import torch
 from networks import conv, picture, seeded
-from on_cuda import Clock, assert_near, inputs, kernels_of, pruned
+from on_cuda import Clock, assert_near, inputs, kernels_of, pruned, record_graphs
 from torch import nn
 
 from gansparse import deploy
@@ -25,20 +25,6 @@ from gansparse.testing.compare import close
 
 HALF = (torch.float16, torch.bfloat16)
 WAYS = (cuda_graph.AS_IT_WAS, cuda_graph.CHANNELS_LAST, cuda_graph.PLANNED, cuda_graph.GRAPH)
-
-
-class Graph:
-    """Stands for `cuda_graph.Graphed`: what was captured stays, inputs are copied."""
-
-    def __init__(self, run, inputs):
-        self.run, self.given = run, [x.clone() for x in inputs]
-        self.made = run(*self.given)
-
-    def __call__(self, *inputs):
-        for own, x in zip(self.given, inputs, strict=True):
-            own.copy_(x)
-        self.made.copy_(self.run(*self.given))
-        return self.made.clone()
 
 
 def tiles_in_float64(x, packed, bias, *, residual, activation, slope):
@@ -61,7 +47,7 @@ def clock(monkeypatch) -> Clock:
     monkeypatch.setattr(cuda, "on_cuda", lambda device: device.type == "cpu")
     monkeypatch.setattr(cuda, "sparse_conv2d", tiles_in_float64)
     monkeypatch.setattr(cuda, "sparse_conv_transpose2d", tiles_in_float64)
-    monkeypatch.setattr(cuda_graph, "Graphed", Graph)
+    record_graphs(monkeypatch)
     return fake
 
 
@@ -236,6 +222,44 @@ def test_a_kernel_that_fails_is_no_candidate(clock, monkeypatch):
     compiled = deploy.compile(network, tuple(inputs("srgan", dtype)), shrink=False)
     assert set(kernels_of(compiled).values()) <= set(DENSE)
     assert_near(compiled, network, *inputs("srgan", dtype))
+
+
+@torch.no_grad()
+def test_a_graph_has_its_own_inputs_and_gives_copies(clock):
+    def run(x, scale, other):
+        torch.relu_(other)
+        return {"sum": x * scale + other, "input": x}
+
+    x, other = picture(), picture()
+    graph = cuda_graph.Graphed(run, (x, 2.0, other))
+    assert torch.equal(other, picture())  # not written over by warming up
+    first = graph(x, 2.0, other)
+    kept = first["sum"].clone()
+    last = (x + 1).contiguous(memory_format=torch.channels_last)
+    second = graph(last, 2.0, -other)
+    assert torch.equal(first["sum"], kept)
+    assert torch.equal(kept, 2 * x + other.relu())
+    assert torch.equal(second["sum"], 2 * last - other.clamp(max=0))
+    assert torch.equal(first["input"], x)
+
+
+def test_replays_wait_for_each_other(clock, monkeypatch):
+    """Whatever the stream: the event of the call before is awaited first, and recorded last."""
+    graph = cuda_graph.Graphed(torch.relu, (picture(),))
+    log = []
+    monkeypatch.setattr(graph.done, "record", lambda stream: log.append("record"))
+    monkeypatch.setattr(graph.graph, "replay", lambda: log.append("replay"))
+    stream = torch.cuda.current_stream()
+    monkeypatch.setattr(stream, "wait_event", lambda event: log.append(("wait", event)))
+    graph(picture())
+    assert log == [("wait", graph.done), "replay", "record"]
+
+
+def test_within_another_capture_the_function_is_called(clock, monkeypatch):
+    graph = cuda_graph.Graphed(torch.relu, (picture(),))
+    monkeypatch.setattr(graph.graph, "replay", lambda: pytest.fail("replayed"))
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert torch.equal(graph(-picture()), torch.relu(-picture()))
 
 
 # ---- Parts ---------------------------------------------------------------------------------------
