@@ -271,7 +271,7 @@ class CompiledGenerator(nn.Module):
                 run = make()
                 run(*inputs)
                 runs[name] = run
-            except RuntimeError as error:
+            except (RuntimeError, ValueError) as error:
                 told.notes.append(f"not {name}: {(str(error).splitlines() or [''])[0]}")
         if cache is None:
             way = self._way if self._way in runs else cuda_graph.PLANNED

@@ -10,7 +10,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, cast
 
@@ -58,11 +58,13 @@ def on_cuda(device: torch.device) -> bool:
 # ---- cuDNN's settings ----------------------------------------------------------------------------
 
 
+@dataclass
 class _Searching:
     """How many calls want cuDNN to search, and what the user had set before the first of them."""
 
-    def __init__(self) -> None:
-        self.lock, self.calls, self.before = threading.Lock(), 0, False
+    calls: int = 0
+    before: bool = False
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 _SEARCHING = _Searching()
@@ -249,7 +251,7 @@ def two_of_four(layer: ConvLayer) -> bool:
 
 def kept_blocks(layer: ConvLayer, rows: int) -> float:
     """The share of blocks of so many filters x 8 input channels at a tap that hold a weight."""
-    kept = (layer.filters != 0).double()[None]  # [1, O, C, R, S]
+    kept = (layer.filters != 0).float()[None]  # [1, O, C, R, S]
     out, channels = kept.shape[1:3]
     kept = F.pad(kept, (0, 0, 0, 0, 0, -channels % _BLOCK_CHANNELS, 0, -out % rows))
     tile = (rows, _BLOCK_CHANNELS, 1)
