@@ -6,23 +6,24 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from gansparse.deploy import measure
+from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
-from gansparse.deploy.plan import TOLERANCE, Bank, make_plan
+from gansparse.deploy.plan import TOLERANCE, Bank, Plan, make_plan
 from gansparse.errors import InputError
 from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
 
+_ON_CPU = (torch.float32,)
 _PLAIN = (bool, int, float, str, type(None))
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 
@@ -33,6 +34,7 @@ def compile(
     *,
     shrink: bool = True,
     replan: bool = False,
+    cuda_graph: bool | None = None,
 ) -> CompiledGenerator:
     """The generator in eval mode, each layer on the kernel that is fastest here.
 
@@ -45,9 +47,15 @@ def compile(
     that a blocked layout would save nothing (see ``csrc/ops/sparse_conv2d/sparse_conv2d.h``).
     Memory between layers is torch's, but for large tensors (see `gansparse.deploy.memory`).
 
-    The result is never slower than the generator: both are measured in turns, and where the plan
-    does not win, the generator runs as it was. So it does where it can't be captured, is not
-    float32, or is not on the CPU; `CompiledGenerator.explain` says so.
+    On CUDA the kernels are cuDNN's with its search for the fastest algorithm, in NCHW and
+    channels_last, and `gansparse.ops.sparse_conv2d`'s for float32 or for float16 and bfloat16;
+    times are the device's own, with a cold L2; and the whole can be captured in a CUDA graph for
+    each shape of input. No deployed generator has been timed on a GPU yet.
+
+    The result is never slower than the generator (on CUDA: as it was, and in channels_last with
+    cuDNN's search): all are measured in turns, and where the plan does not win, the generator runs
+    as it was. So it does where it can't be captured, is not float32 (on CUDA: nor float16 nor
+    bfloat16), or is on another device; `CompiledGenerator.explain` says so.
 
     Args:
         generator: any, pruned or not. It is copied; later changes to it have no effect.
@@ -57,6 +65,9 @@ def compile(
         replan: measure again for each new shape of input. Otherwise a new shape keeps the kernels
             of the example's and their packed weights; its first call is checked against the
             generator.
+        cuda_graph: capture the plan in a CUDA graph: None: where that is faster; True: in any case;
+            False: never. A graph's memory stays taken, for each shape of input. Where there is a
+            submodule that can't be followed, or the capture fails, the plan runs without one.
 
     Returns:
         A module with the same call. It computes no gradients.
@@ -76,9 +87,10 @@ def compile(
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     with torch.inference_mode(False):
-        compiled = CompiledGenerator(copy.deepcopy(generator).eval(), replan=replan)
+        own = copy.deepcopy(generator).eval()
+        compiled = CompiledGenerator(own, replan=replan, graph=cuda_graph)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), compiled._searching(inputs):
             compiled.original(*inputs)
     except TypeError as error:
         raise InputError(f"compile: the generator can't be called so: {error}") from None
@@ -98,18 +110,19 @@ class CompiledGenerator(nn.Module):
         shrunk: the generator without empty filters, of which the plans are made; or None.
     """
 
-    def __init__(self, original: nn.Module, *, replan: bool) -> None:
+    def __init__(self, original: nn.Module, *, replan: bool, graph: bool | None = None) -> None:
         super().__init__()
         self.original = original
         self.shrunk: nn.Module | None = None
-        self._replan = replan
-        self._planned = False
+        self._replan, self._graph = replan, graph
+        self._way = ""  # of cuda_graph.ways: how the first shape runs
+        self._planned: tuple[torch.device, torch.dtype] | None = None  # what choices are for
         self._choices: dict[str, str] | None = None  # of the first plan; None: runs as it was
         self._forget()
 
     def _forget(self) -> None:
         """What follows from the state. No submodules: they differ with the shape of the input."""
-        self._plans: dict[Any, list[fx.GraphModule]] = {}  # none, or one
+        self._plans: dict[Any, list[cuda_graph.Run]] = {}  # none, or one
         self._bank: Bank = {}
         self._told: dict[Any, Explanation] = {}
 
@@ -164,47 +177,66 @@ class CompiledGenerator(nn.Module):
             raise InputError(f"the compiled generator takes no {next(iter(bound.kwargs))!r}")
         return bound.args
 
+    def _searching(self, inputs: tuple[Any, ...]) -> AbstractContextManager[None]:
+        """On CUDA cuDNN is to choose its fastest algorithms."""
+        on_cuda = cuda.on_cuda(_kind(self.original, inputs)[0])
+        return cuda.searching() if on_cuda else nullcontext()
+
     def _add_plan(self, inputs: tuple[Any, ...], *, shrink: bool = False) -> None:
         """Make the plan for inputs of this shape, or find that there is none."""
         told, key = Explanation(", ".join(map(_text, inputs))), _signature(inputs)
-        measures = self._replan or not self._planned
-        reason = _unfit(self.original, inputs)
+        kind, reason = _kind(self.original, inputs), _unfit(self.original, inputs)
+        first = self._planned is None
+        if reason is None and self._planned != kind:
+            self._choices, self._way = None, ""
+        measures = self._replan or self._planned != kind
         if reason is None and not measures and self._choices is None:
             reason = "so it did for the first shape of input"
         plan = None
         if reason is None:
-            with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
+            gpu = kind[0].index
+            forked = torch.random.fork_rng(devices=[] if gpu is None else [gpu])
+            searching = self._searching(inputs)
+            with torch.inference_mode(False), torch.no_grad(), forked, searching:
                 own = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
-                if not self._planned and shrink:
+                if shrink:
                     self.shrunk = _shrunk(self.original, own, told)
                 plan, reason = self._plan(own, told, measures)
-                if plan is None and self.shrunk is not None and not self._planned:
+                if plan is None and self.shrunk is not None and first:
                     told.notes.append(f"not shrunk: {reason}")
                     self.shrunk = None
                     self._bank.clear()
                     plan, reason = self._plan(own, told, measures)
-        self._planned = True
-        told.verdict = "runs as planned" if plan else f"runs as it was: {reason}"
-        if plan is None:
+        self._planned = kind
+        told.verdict = f"runs {reason or 'as planned'}" if plan else f"runs as it was: {reason}"
+        if plan is None or reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
         self._told[key], self._plans[key] = told, [plan] if plan else []
 
     def _plan(
         self, inputs: tuple[Any, ...], told: Explanation, measures: bool
-    ) -> tuple[fx.GraphModule | None, str]:
-        """A plan for these inputs, or why there is none."""
+    ) -> tuple[cuda_graph.Run | None, str]:
+        """A plan for these inputs and how it runs, or None and why there is none."""
+        device, dtype = _kind(self.original, inputs)
         source = _without_spread(self.original if self.shrunk is None else self.shrunk)
         try:
             captured, told.whole = capture(source, inputs)
         except NotCaptured as failure:
             return None, f"it can't be captured: {failure.reason}"
-        cache = measure.Cache()
+        cache = measure.Cache(device)
         choices = None if measures else self._choices
-        plan = make_plan(captured, inputs, cache, bank=self._bank, choices=choices)
+        try:
+            plan = make_plan(captured, inputs, cache, bank=self._bank, choices=choices)
+        except torch.cuda.OutOfMemoryError:
+            return None, "there is not enough memory to measure its layers"
         told.rows = plan.rows
-        gap = _gap(self.original, plan.module, inputs)
-        if not gap <= TOLERANCE:
+        gap = _gap(self.original, plan.module, inputs, dtype)
+        if not gap <= _most(dtype):
             return None, f"the plan's output differs by {gap:.1g}"
+        if cuda.on_cuda(device):
+            return self._on_cuda(plan, inputs, told, cache if measures else None)
+        if self._graph:
+            told.notes.append("no CUDA graph: the generator is not on CUDA")
         if measures:
             runs = {
                 "before": partial(self.original, *inputs),
@@ -218,6 +250,46 @@ class CompiledGenerator(nn.Module):
             self._choices = self._choices or plan.choices
         return plan.module, ""
 
+    def _on_cuda(
+        self,
+        plan: Plan,
+        inputs: tuple[Any, ...],
+        told: Explanation,
+        cache: measure.Cache | None,
+    ) -> tuple[cuda_graph.Run | None, str]:
+        """The fastest way to run all of it, or without a cache the first shape's; and its name."""
+        whole = ", ".join(told.whole)
+        graph = self._graph is not False and not whole
+        if whole and self._graph is not False:
+            told.notes.append(f"no CUDA graph: {whole} runs as it was, and may read numbers")
+        ways = cuda_graph.ways(self.original, plan.module, inputs, graph=graph)
+        runs: dict[str, cuda_graph.Run] = {}
+        for name, make in ways.items():
+            if cache is None and name != self._way:
+                continue
+            try:
+                run = make()
+                run(*inputs)
+                runs[name] = run
+            except (RuntimeError, ValueError) as error:
+                told.notes.append(f"not {name}: {(str(error).splitlines() or [''])[0]}")
+        if cache is None:
+            way = self._way if self._way in runs else cuda_graph.PLANNED
+            return runs.get(way) or ways[way](), way
+        if self._graph and cuda_graph.GRAPH in runs:
+            del runs[cuda_graph.PLANNED]
+        calls = {name: partial(run, *inputs) for name, run in runs.items()}
+        times = measure.interleaved(calls, rounds=5, device=cache.device, whole=True)
+        cache.save()
+        way = min(times, key=times.__getitem__)
+        told.before, told.after = times[cuda_graph.AS_IT_WAS], times[way]
+        told.notes.append(", ".join(f"{name}: {ms:.3f} ms" for name, ms in times.items()))
+        if way == cuda_graph.AS_IT_WAS:
+            return None, "the plan is not faster"
+        if self._choices is None:
+            self._choices, self._way = plan.choices, way
+        return runs[way], way
+
 
 class _NoDropout(TorchFunctionMode):
     """Live dropout lets all through: what is left can be compared."""
@@ -229,7 +301,22 @@ class _NoDropout(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _gap(original: nn.Module, plan: nn.Module, inputs: tuple[Any, ...]) -> float:
+def _kind(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[torch.device, torch.dtype]:
+    """Where it runs, and in which dtype, if that is one."""
+    for tensor in (*module.parameters(), *module.buffers(), *leaves(inputs)):
+        if tensor.is_floating_point():
+            return tensor.device, tensor.dtype
+    return measure.CPU, torch.float32
+
+
+def _most(dtype: torch.dtype) -> float:
+    """How far a plan's output may be from the generator's, without asking how exact that is."""
+    return max(TOLERANCE, torch.finfo(dtype).eps)
+
+
+def _gap(
+    original: nn.Module, plan: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype
+) -> float:
     """How far the plan's output is from the generator's, as a share of the largest number above 1.
 
     Where rounding alone moves the generator's output as far from what it is in float64, that is
@@ -243,11 +330,12 @@ def _gap(original: nn.Module, plan: nn.Module, inputs: tuple[Any, ...]) -> float
 
     expected, got = run(original, *inputs), run(plan, *inputs)
     gap = _distance(expected, got)
-    if gap <= TOLERANCE:
+    if gap <= _most(dtype):
         return gap
     wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
     try:
-        exact = run(copy.deepcopy(original).double(), *wide)
+        with cuda.no_search():
+            exact = run(copy.deepcopy(original).double(), *wide)
     except (RuntimeError, ValueError, TypeError):  # it holds to float32
         return gap
     rounding = _distance(exact, expected)
@@ -299,16 +387,23 @@ def _without_spread(network: nn.Module) -> nn.Module:
 def _unfit(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
     """Why the kernels can't be used, if they can't."""
     named = [*module.named_parameters(), *module.named_buffers()]
+    device, dtype = _kind(module, inputs)
+    on_cuda = cuda.on_cuda(device)
     for i, x in enumerate(inputs):
         if isinstance(x, Tensor):
             named.append((f"input {i}", x))
         elif not isinstance(x, _PLAIN):
             return f"input {i} is a {type(x).__name__}; only tensors and plain values are followed"
     for name, tensor in named:
-        if tensor.device.type != "cpu":
-            return f"{name} is on {tensor.device}; the kernels run on the CPU"
-        if tensor.is_floating_point() and tensor.dtype != torch.float32:
-            return f"{name} is {str(tensor.dtype)[6:]}; the kernels take float32"
+        if tensor.device.type != "cpu" and not on_cuda:
+            return f"{name} is on {tensor.device}; the kernels run on the CPU and on CUDA"
+        if tensor.device != device:
+            return f"{name} is on {tensor.device}, and others are on {device}"
+        if tensor.is_floating_point() and tensor.dtype not in (cuda.DTYPES if on_cuda else _ON_CPU):
+            taken = "float32, float16 and bfloat16" if on_cuda else "float32"
+            return f"{name} is {str(tensor.dtype)[6:]}; the kernels take {taken}"
+        if tensor.is_floating_point() and tensor.dtype != dtype:
+            return f"{name} is {str(tensor.dtype)[6:]}, and others are {str(dtype)[6:]}"
         if not tensor.numel() and name.startswith("input"):
             return f"{name} is empty"
     return None

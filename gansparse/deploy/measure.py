@@ -4,7 +4,8 @@
 The cache is one JSON file, ``gansparse/kernels.json`` under ``$XDG_CACHE_HOME`` (``~/.cache``), or
 ``kernels.json`` in the folder that ``GANSPARSE_CACHE`` names: what was measured → candidate →
 milliseconds. What was measured includes everything that a time depends on: the layer's shapes and
-zeros, the candidates, processor, instruction set, threads, versions of torch and gansparse.
+zeros, the candidates, processor, instruction set, threads, versions of torch and gansparse; on CUDA
+the GPU with its driver, versions of CUDA and cuDNN, and the settings of cuDNN.
 """
 
 from __future__ import annotations
@@ -20,11 +21,15 @@ from typing import Any
 import torch
 
 from gansparse import _C, __version__
+from gansparse.deploy.cuda import tf32
 from gansparse.errors import CheckpointError, OutputError
 from gansparse.files import read_json, write_json
 from gansparse.info import cpu_name
+from gansparse.testing.timing import L2_FLUSH_BYTES
 
 Times = dict[str, float]  # candidate → ms
+Runs = dict[str, Callable[[], Any]]
+CPU = torch.device("cpu")
 _ROUNDS = 3
 _SECONDS = 0.06
 _MOST_ROUNDS = 50
@@ -32,7 +37,12 @@ _HOPELESS = 2.0
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], Any]], rounds: int = _ROUNDS, seconds: float = _SECONDS
+    runs: Mapping[str, Callable[[], Any]],
+    rounds: int = _ROUNDS,
+    seconds: float = _SECONDS,
+    *,
+    device: torch.device = CPU,
+    whole: bool = False,
 ) -> Times:
     """Milliseconds of each, run in turns.
 
@@ -41,28 +51,72 @@ def interleaved(
             more than twice the least is not run again.
         rounds: at least this many; more while they take less than ``seconds`` a candidate.
         seconds: see there.
+        device: where they run. On CUDA each time is the device's, with a cold L2.
+        whole: on CUDA, the time between launches counts, too.
 
     Returns:
         The least of each one's times: what other programs on the machine take only adds to them.
     """
     for run in runs.values():
         run()
-    best = {name: _ms(run) for name, run in runs.items()}
+    best = {name: _ms(run, device, whole) for name, run in runs.items()}
     near = [name for name, ms in best.items() if ms <= _HOPELESS * min(best.values())]
     end, done = time.perf_counter() + seconds * len(near), 1
     while done < rounds or (done < _MOST_ROUNDS and time.perf_counter() < end):
         for name in near:
-            best[name] = min(best[name], _ms(runs[name]))
+            best[name] = min(best[name], _ms(runs[name], device, whole))
         done += 1
     return best
 
 
-def _ms(run: Callable[[], Any]) -> float:
+def _ms(run: Callable[[], Any], device: torch.device, whole: bool) -> float:
     """By the clock; of a single thread its own time, to which a busy machine adds little."""
+    if device.type == "cuda":
+        return _cuda_ms(run, device, whole)
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     start = clock()
     run()
     return (clock() - start) * 1e3
+
+
+def _cuda_ms(run: Callable[[], Any], device: torch.device, whole: bool) -> float:
+    """By events, with a cold L2.
+
+    Unless it waits, the host launches a layer's kernels while L2 is still being filled.
+    """
+    with torch.cuda.device(device):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        torch.empty(L2_FLUSH_BYTES, dtype=torch.uint8, device=device).zero_()
+        if whole:
+            torch.cuda.synchronize()
+        start.record()
+        run()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end))
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """What a time depends on, but for what is measured."""
+    versions = {"torch": torch.__version__, "gansparse": __version__}
+    if device.type != "cuda":
+        return {
+            "processor": cpu_name(),
+            "isa": [_C.build_info()["simd"], torch.backends.cpu.get_cpu_capability()],
+            "threads": torch.get_num_threads(),
+            **versions,
+        }
+    core: Any = torch._C
+    gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn
+    return {
+        "gpu": [gpu.name, gpu.major, gpu.minor, gpu.multi_processor_count],
+        "driver": core._cuda_getDriverVersion(),
+        "cuda": [torch.version.cuda, cudnn.version()],  # type: ignore[no-untyped-call]
+        "built for": _C.build_info()["cuda_architectures"],
+        "tf32": tf32(),
+        "deterministic": cudnn.deterministic,
+        **versions,
+    }
 
 
 def cache_file() -> Path:
@@ -77,17 +131,11 @@ def cache_file() -> Path:
 class Cache:
     """Measured times; ``save`` adds the new ones to the file."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device = CPU) -> None:
         self.path = cache_file()
         self.known = _read(self.path)
         self.new: dict[str, Times] = {}
-        self.machine = {
-            "processor": cpu_name(),
-            "isa": [_C.build_info()["simd"], torch.backends.cpu.get_cpu_capability()],
-            "threads": torch.get_num_threads(),
-            "torch": torch.__version__,
-            "gansparse": __version__,
-        }
+        self.device, self.machine = device, machine(device)
 
     def times(
         self, what: Mapping[str, Any], runs: Mapping[str, Callable[[], Callable[[], Any]]]
@@ -108,7 +156,7 @@ class Cache:
                     ready[name] = make()
                 except (RuntimeError, ValueError):
                     continue
-            self.new[key] = found = interleaved(ready)
+            self.new[key] = found = interleaved(ready, device=self.device)
         return dict(found)
 
     def save(self) -> None:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from gansparse.deploy import measure
+from gansparse.deploy import cuda, measure
 from gansparse.deploy.capture import expect
 from gansparse.deploy.fuse import fuse
 from gansparse.deploy.layout import choose_layouts, convert
@@ -97,6 +97,7 @@ def make_plan(
     runner.run(*inputs)
     costs = {node: layer.costs() for node, layer in runner.layers.items()}
     costs |= {n: _FREE for n in captured.graph.nodes if runner.takes_either(n)}
+    costs |= {n: runner.costs.get(n, _FREE) for n in runner.norms}
     price = _estimated if choices else _measured(cache)
     layouts = choose_layouts(captured.graph, costs, price)
     picked: dict[str, str] = {}
@@ -107,10 +108,16 @@ def make_plan(
         bank[name, kernel] = layer.ready[kernel]
         captured.add_module(target, layer.ready[kernel])
         runner.rows[node] = layer.row(name, node, kernel)
+    for node, norm in runner.norms.items():
+        if layouts[node] == "channels_last":
+            captured.add_module(str(node.target), norm)
+            if node in runner.rows:
+                runner.rows[node].kernel = "torch channels_last"
+                runner.rows[node].why = "InstanceNorm in channels_last"
     convert(captured.graph, layouts, set(runner.layers))
     captured.add_module(MEMORY, Buffers())
-    writers = [node for node in runner.layers if _writes(captured, node)]
-    add_buffers(captured, writers, names)
+    on_cpu = [node for node in runner.layers if node.meta["value"].device.type == "cpu"]
+    add_buffers(captured, [node for node in on_cpu if _writes(captured, node)], names)
     captured.recompile()
     return Plan(captured, list(runner.rows.values()), picked)
 
@@ -161,6 +168,8 @@ class _Runner(fx.Interpreter):
         self.names, self.cache, self.bank, self.choices = names, cache, bank, choices
         self.layers: dict[fx.Node, _Layer] = {}
         self.rows: dict[fx.Node, Row] = {}
+        self.norms: dict[fx.Node, nn.Module] = {}  # that can be channels_last, in it
+        self.costs: dict[fx.Node, dict[Layout, float]] = {}  # of these norms
 
     def takes_either(self, node: fx.Node) -> bool:
         """Whether a node other than a convolution runs as fast in channels_last, and keeps it."""
@@ -176,9 +185,18 @@ class _Runner(fx.Interpreter):
             self.rows[n] = Row("", "", None, "", {}, "")  # its place; filled in when all is chosen
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.layers[n] = self._layer(self.names[str(n.target)], step.layer, arguments, out)
-        elif self.choices is None and isinstance(out, Tensor) and n.target is not expect:
-            again = {"torch": lambda: super(_Runner, self).run_node(n)}
-            times = measure.interleaved(again, seconds=0.01)
+            return out
+        if isinstance(step, Norm) and cuda.on_cuda(out.device):
+            self.norms[n] = cuda.ChannelsLastNorm(step)
+        if self.choices is None and isinstance(out, Tensor) and n.target is not expect:
+            again: measure.Runs = {"torch": lambda: super(_Runner, self).run_node(n)}
+            if n in self.norms:
+                read = self.fetch_args_kwargs_from_env(n)[0]
+                again["torch channels_last"] = _on(self.norms[n], read, "channels_last")
+            times = measure.interleaved(again, seconds=0.01, device=out.device)
+            if n in self.norms:
+                last = times["torch channels_last"]
+                self.costs[n] = {"NCHW": times["torch"], "channels_last": last}
             fused = tuple(step.fused) if isinstance(step, Norm) else ()
             name = self.names.get(str(n.target), _label(n))
             why = "InstanceNorm by group norm" if fused or isinstance(step, Norm) else "not fused"
@@ -190,7 +208,8 @@ class _Runner(fx.Interpreter):
     def _layer(self, name: str, layer: ConvLayer, read: Any, expected: Tensor) -> _Layer:
         """Measure a convolution's kernels, and make the best of each layout ready."""
         size = read[0].shape
-        ways = kernels(layer, tuple(size))
+        on_cuda = cuda.on_cuda(read[0].device)
+        ways = (cuda.kernels if on_cuda else kernels)(layer, tuple(size))
         if self.choices is not None:
             kept = self.choices.get(name, "torch")
             ways = {n: way for n, way in ways.items() if n in (kept, "torch")}
@@ -201,7 +220,10 @@ class _Runner(fx.Interpreter):
                 {n: _timed(way, read) for n, way in ways.items()},
             )
         found = _Layer(layer, size, times)
-        most = TOLERANCE * max(1.0, float(expected.abs().max()))
+        if on_cuda:
+            expected, most = cuda.truth(layer, read, expected)
+        else:
+            most = TOLERANCE * max(1.0, float(expected.abs().max()))
         layouts: tuple[Layout, ...] = ("NCHW", "channels_last")
         for layout in layouts:
             while names := [n for n in found.times if ways[n].layout == layout]:
@@ -229,19 +251,26 @@ def _timed(way: Kernel, read: Any) -> Callable[[], Callable[[], Any]]:
     """What makes the kernel ready and returns its run, on input of its own layout."""
 
     def make() -> Callable[[], Any]:
-        ready = way.make()
-        own = [t if t is None else t.contiguous(memory_format=FORMATS[way.layout]) for t in read]
-        ready(*own)  # a kernel that refuses the layer does so now
-        return lambda: ready(*own)
+        run = _on(way.make(), read, way.layout)
+        run()  # a kernel that refuses the layer does so now
+        return run
 
     return make
+
+
+def _on(step: nn.Module, read: Any, layout: Layout) -> Callable[[], Any]:
+    """Its run on input of the layout."""
+    own = [t if t is None else t.contiguous(memory_format=FORMATS[layout]) for t in read]
+    return lambda: step(*own)
 
 
 def _key(layer: ConvLayer, size: torch.Size, made: torch.Size, adds: bool) -> dict[str, Any]:
     """All that a layer's time depends on, but for the machine; sparsity in steps of 1 %."""
     filled = float((layer.filters != 0).flatten(1).any(1).double().mean())
+    blocks = cuda.kept_blocks(layer, 16) if cuda.on_cuda(layer.weight.device) else 0.0
     return {
-        "input": list(size), "output": list(made), "weight": list(layer.weight.shape),
+        "input": list(size), "dtype": str(layer.weight.dtype), "output": list(made),
+        "weight": list(layer.weight.shape), "blocks": round(blocks, 2),
         "zeros": round(layer.sparsity, 2), "filters": round(filled, 2),
         "stride": layer.stride, "padding": layer.padding, "mode": layer.pad_mode,
         "dilation": layer.dilation, "groups": layer.groups, "transposed": layer.transposed,
@@ -257,9 +286,12 @@ def _measured(cache: measure.Cache) -> Callable[[Tensor, Layout], float]:
     def price(value: Tensor, layout: Layout) -> float:
         if (value.shape, layout) not in known:
             other: Layout = "NCHW" if layout == "channels_last" else "channels_last"
-            x = torch.zeros(value.shape).contiguous(memory_format=FORMATS[other])
-            run = partial(x.contiguous, memory_format=FORMATS[layout])
-            times = cache.times({"input": list(value.shape), "to": layout}, {"copy": lambda: run})
+            x = torch.zeros(value.shape, dtype=value.dtype, device=value.device)
+            run = partial(
+                x.contiguous(memory_format=FORMATS[other]).contiguous, memory_format=FORMATS[layout]
+            )
+            what = {"input": list(value.shape), "dtype": str(value.dtype), "to": layout}
+            times = cache.times(what, {"copy": lambda: run})
             known[value.shape, layout] = times["copy"]
         return known[value.shape, layout]
 

@@ -27,7 +27,11 @@ class Timer:
         self.asked: list[set[str]] = []
 
     def __call__(
-        self, runs: dict[str, Callable[[], object]], rounds: int = 3, seconds: float = 0.0
+        self,
+        runs: dict[str, Callable[[], object]],
+        rounds: int = 3,
+        seconds: float = 0.0,
+        **_: object,
     ) -> dict[str, float]:
         self.asked.append(set(runs))
         for run in runs.values():

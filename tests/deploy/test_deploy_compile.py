@@ -180,14 +180,6 @@ def test_compiled_then_made_float64_still_runs():
     assert torch.equal(compiled(picture().double()), network.double()(picture().double()))
 
 
-@pytest.mark.cuda
-def test_a_network_on_cuda_runs_as_it_was():
-    network = seeded(nn.Sequential(conv())).cuda()
-    compiled = deploy.compile(network, picture().cuda())
-    assert "is on cuda" in compiled.explain().verdict
-    assert_same(compiled, network, picture().cuda())
-
-
 def test_keywords_and_inputs_that_are_no_tensors():
     class Scaled(nn.Module):
         def __init__(self):
