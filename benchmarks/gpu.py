@@ -270,13 +270,25 @@ def outcomes(output: str) -> list[Row]:
 
 
 def benchmarks(run: Run, results: Path) -> None:
-    """Each op's; what they measured are the rows that are new."""
-    before = read_csv(results)
+    """Each op's."""
     script = ROOT / "benchmarks" / "run.py"
     options = ("--device", "cuda", "--seconds", "3", "--save", "--file", results)
     for op, cases, limit in BENCHMARKS:
         command = (PYTHON, script, op, "--cases", cases, *options)
-        run.stage(f"benchmark {op}", *command, limit=limit)
+        measure(run, results, f"benchmark {op}", *command, limit=limit)
+
+
+def generators(run: Run, results: Path) -> None:
+    """One family; torch.compile alone searches for a minute. All: end_to_end/generators_cuda.py."""
+    script = ROOT / "benchmarks" / "end_to_end" / "generators_cuda.py"
+    options = ("--families", "stargan", "--save", "--file", results)
+    measure(run, results, "benchmark generator", PYTHON, script, *options, limit=240)
+
+
+def measure(run: Run, results: Path, name: str, *command: str | Path, limit: float) -> None:
+    """Run a benchmark; what it measured are the rows that are new."""
+    before = read_csv(results)
+    run.stage(name, *command, limit=limit)
     run.rows += [row for row in read_csv(results) if row not in before]
 
 
@@ -367,6 +379,7 @@ def main() -> int:
             benchmarks(run, out / f"{slug}.csv")
             sanitizer(run)
             pytest(run, "other tests", *others, jobs=chosen.jobs, limit=300)
+            generators(run, out / f"{slug}.csv")  # with what is left of the time
     finally:
         finish(run, facts, out, slug)
     return int(any("FAILED" in stage["result"] for stage in run.stages))
