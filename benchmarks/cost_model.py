@@ -166,7 +166,8 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|---|---|")
     for layer in samples("model") + transposed.samples("model"):
         for pattern, shared_by, kept in LISTS:
-            sized = replace(layer, shape=(16, *layer.shape[1:]), fitted=False)
+            vector = 1 if shared_by == 1 else 16
+            sized = replace(layer, shape=(16, *layer.shape[1:]), fitted=False, vector_size=vector)
             found = list_times(sized, shared_by, kept, gpu)
             dense, winograd = found.pop("dense"), found.pop("winograd")
             slowest = max(found.values())

@@ -142,7 +142,9 @@ void convolve_lists(const char* from, const char* to, uint64_t seed) {
   p.offsets = arguments.next<uint16_t>(&p.weights);
   p.starts = arguments.next<int32_t>();
   p.rows = arguments.next<int32_t>(&p.lists);
-  p.bias = arguments.next<float>();
+  int64_t biases = 0;
+  p.bias = arguments.next<float>(&biases);
+  p.bias_step = biases > p.g.out_channels ? 1 : 0;
   p.residual = arguments.next<float>();
   const float* slope = arguments.next<float>();
   p.slopes = numbers[10] != 0 ? slope : nullptr;

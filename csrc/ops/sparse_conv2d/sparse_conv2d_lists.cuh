@@ -335,7 +335,9 @@ __global__ void __launch_bounds__(kListThreads, 2)
     const int row = first_row + warp * kWarpRows + r;
     const RowPlace place = row_place(p.g, row);
     if (row >= t.matrix_rows || place.o >= p.g.out_channels) continue;
-    const float bias = p.bias ? p.bias[place.o] : 0.0f;
+    const int upscale = static_cast<int>(p.g.upscale);
+    const int of_phase = (place.o * upscale + place.dy) * upscale + place.dx;
+    const float bias = p.bias ? p.bias[p.bias_step ? of_phase : place.o] : 0.0f;
     const float slope = p.slopes ? p.slopes[place.o * p.slope_step] : a.slope;
 #pragma unroll
     for (int i = 0; i < kPixels; ++i) {
