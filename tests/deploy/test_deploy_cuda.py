@@ -224,6 +224,23 @@ def test_a_kernel_that_fails_is_no_candidate(clock, monkeypatch):
     assert_near(compiled, network, *inputs("srgan", dtype))
 
 
+def test_a_kernel_may_refuse_a_new_shape(clock, monkeypatch):
+    """Tiles of many tiny pictures may not fit into shared memory."""
+
+    def small(x, *args, **kwargs):
+        if x.shape[2] < 8:
+            raise ValueError("sparse_conv2d: no arrangement fits")
+        return tiles_in_float64(x, *args, **kwargs)
+
+    monkeypatch.setattr(cuda, "sparse_conv2d", small)
+    clock.kernel, network = "2:4", nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).bfloat16()
+    network[0].weight.data[:, 2:6] = 0
+    compiled = deploy.compile(network, picture(1, 8, 9, 9).bfloat16(), shrink=False)
+    assert kernels_of(compiled) == {"0": "2:4 x32"}
+    for shape in ((1, 8, 9, 9), (4, 8, 2, 2), (1, 8, 12, 9)):
+        assert_near(compiled, network, picture(*shape).bfloat16())
+
+
 @torch.no_grad()
 def test_a_graph_has_its_own_inputs_and_gives_copies(clock):
     def run(x, scale, other):
