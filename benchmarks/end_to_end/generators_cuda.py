@@ -7,7 +7,7 @@
 Standard sizes, weights as torch draws them; ours lost two of each four by size, without training:
 for times only. Medians of interleaved calls with a cold L2; peers in channels_last where they are
 faster so. torch.compile takes a minute or more to search: --limit starts no case after so many
-seconds. --save writes each case to results/<machine>.csv as it is measured, as op "generator".
+seconds. --save writes each case to results/<machine>.csv as it is measured, as op "generators".
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def case(family: str, batch: int, dtype: str, chosen: argparse.Namespace) -> har
         return {name: float((y.float() - exact).abs().max()) / scale for name, y in found.items()}
 
     return harness.Case(
-        "generator",
+        "generators",
         f"{family} b{batch} {dtype} 2:4",
         make,
         threads=torch.get_num_threads(),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -228,13 +229,17 @@ class _Runner(fx.Interpreter):
         for layout in layouts:
             while names := [n for n in found.times if ways[n].layout == layout]:
                 best = min(names, key=found.times.__getitem__)
-                made = self.bank.get((name, best)) or ways[best].make()
-                gap = float((made(*read) - expected).abs().max()) if expected.numel() else 0.0
+                try:
+                    made = self.bank.get((name, best)) or ways[best].make()
+                    gap = float((made(*read) - expected).abs().max()) if expected.numel() else 0.0
+                    reason = f"differs from torch by {gap:.1g}"
+                except (RuntimeError, ValueError) as error:  # this size is not for it
+                    gap, reason = math.inf, (str(error).splitlines() or [""])[0]
                 if gap <= most:
                     found.best[layout], found.ready[best] = best, made
                     break
                 del found.times[best]
-                found.refused[best] = f"differs from torch by {gap:.1g}"
+                found.refused[best] = reason
         if not found.best:  # NaN in the network: nothing is near it
             found.times = {"torch": 0.0}
             found.best["NCHW"], found.ready["torch"] = "torch", ways["torch"].make()

@@ -224,42 +224,21 @@ def test_a_kernel_that_fails_is_no_candidate(clock, monkeypatch):
     assert_near(compiled, network, *inputs("srgan", dtype))
 
 
-@torch.no_grad()
-def test_a_graph_has_its_own_inputs_and_gives_copies(clock):
-    def run(x, scale, other):
-        torch.relu_(other)
-        return {"sum": x * scale + other, "input": x}
+def test_a_kernel_may_refuse_a_new_shape(clock, monkeypatch):
+    """Tiles of many tiny pictures may not fit into shared memory."""
 
-    x, other = picture(), picture()
-    graph = cuda_graph.Graphed(run, (x, 2.0, other))
-    assert torch.equal(other, picture())  # not written over by warming up
-    first = graph(x, 2.0, other)
-    kept = first["sum"].clone()
-    last = (x + 1).contiguous(memory_format=torch.channels_last)
-    second = graph(last, 2.0, -other)
-    assert torch.equal(first["sum"], kept)
-    assert torch.equal(kept, 2 * x + other.relu())
-    assert torch.equal(second["sum"], 2 * last - other.clamp(max=0))
-    assert torch.equal(first["input"], x)
+    def small(x, *args, **kwargs):
+        if x.shape[2] < 8:
+            raise ValueError("sparse_conv2d: no arrangement fits")
+        return tiles_in_float64(x, *args, **kwargs)
 
-
-def test_replays_wait_for_each_other(clock, monkeypatch):
-    """Whatever the stream: the event of the call before is awaited first, and recorded last."""
-    graph = cuda_graph.Graphed(torch.relu, (picture(),))
-    log = []
-    monkeypatch.setattr(graph.done, "record", lambda stream: log.append("record"))
-    monkeypatch.setattr(graph.graph, "replay", lambda: log.append("replay"))
-    stream = torch.cuda.current_stream()
-    monkeypatch.setattr(stream, "wait_event", lambda event: log.append(("wait", event)))
-    graph(picture())
-    assert log == [("wait", graph.done), "replay", "record"]
-
-
-def test_within_another_capture_the_function_is_called(clock, monkeypatch):
-    graph = cuda_graph.Graphed(torch.relu, (picture(),))
-    monkeypatch.setattr(graph.graph, "replay", lambda: pytest.fail("replayed"))
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
-    assert torch.equal(graph(-picture()), torch.relu(-picture()))
+    monkeypatch.setattr(cuda, "sparse_conv2d", small)
+    clock.kernel, network = "2:4", nn.Sequential(nn.Conv2d(8, 8, 3, padding=1)).bfloat16()
+    network[0].weight.data[:, 2:6] = 0
+    compiled = deploy.compile(network, picture(1, 8, 9, 9).bfloat16(), shrink=False)
+    assert kernels_of(compiled) == {"0": "2:4 x32"}
+    for shape in ((1, 8, 9, 9), (4, 8, 2, 2), (1, 8, 12, 9)):
+        assert_near(compiled, network, picture(*shape).bfloat16())
 
 
 # ---- Parts ---------------------------------------------------------------------------------------
