@@ -18,11 +18,12 @@ from gansparse import _C
 from gansparse.ops._library import current_stream, define, describe
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
+    Layer,
     PackedConv2d,
     Pair,
     _fit,
-    _pack,
     _window,
+    pack_layer,
     unpack_sparse_conv2d,
 )
 
@@ -88,7 +89,9 @@ def transposed_packing(weight: PackedConv2d) -> Transposed:
         g.in_channels, g.out_channels, taps_h, taps_w, g.upscale, g.stride, pads[0], pads[1],
         0, 0, 0, 4, 1, 1,
     )  # fmt: skip
-    numbered, offsets, starts, rows, geometry = _pack(matrix, matrix != 0, _fit(back, None))
+    numbered, offsets, starts, rows, geometry = pack_layer(
+        Layer(matrix, matrix != 0, _fit(back, None))
+    )
     order = numbered.flatten().long() - 1
     order, offsets, starts, rows = (t.to(device) for t in (order, offsets, starts, rows))
     return Transposed(order, offsets, starts, rows, geometry, cut)
