@@ -98,7 +98,12 @@ def check_gradient(
 
 # ---- Forward -------------------------------------------------------------------------------------
 
-TINY = [s for s in samples("tiny") + transposed.samples("tiny") if s.activation != "tanh"]
+# The CPU alone has a bias for each phase; tanh is torch's.
+TINY = [
+    s
+    for s in samples("tiny") + transposed.samples("tiny")
+    if s.activation != "tanh" and not s.phased
+]
 # Around the borders of a block: 32 rows, 512 pixels in one of many arrangements (128 with few
 # pixels), lists of 32 weights and a few more, chunks of 256 rows, several blocks of channels.
 EDGE = [

@@ -25,7 +25,8 @@ from gansparse.testing import close, same_direction
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
 
-TINY = samples("tiny") + transposed.samples("tiny")
+# The CPU alone has a bias for each phase.
+TINY = [s for s in samples("tiny") + transposed.samples("tiny") if not s.phased]
 SMALL = TINY + samples("edge") + transposed.samples("edge")
 MODEL = samples("model") + transposed.samples("model")
 names = {"ids": lambda case: ("transposed-" if getattr(case, "transposed", 0) else "") + case.name}
