@@ -113,7 +113,7 @@ def test_fakes_on_cuda(sample: Sample) -> None:
         y = run(sample, a)
         ctx = SimpleNamespace(
             saved_tensors=(a["input"], *a["weight"][:4]), geometry=list(a["weight"].geometry),
-            fused=False, biases=6, added=False, needs_input_grad=(True, True),
+            fused=False, biases=y.shape[1], added=False, needs_input_grad=(True, True),
         )  # fmt: skip
         of_input, of_values, *_, of_bias, _, _, _, _ = _gradients(ctx, torch.empty_like(y))
         with pytest.raises(InputError, match=r"bias must be float32 \[6\] on cuda:0, got float16"):
@@ -148,7 +148,7 @@ def call(gradient: bool, changes: dict[str, Callable[[Any], Any]]) -> None:
         fields |= {"grad": a["residual"], "output": values}
     else:
         fields |= {"values": values, "bias": a["bias"], "residual": a["residual"],
-                   "activation": "prelu", "slope": a["slope"], "output": a["residual"]}  # fmt: skip
+                   "activation": "prelu", "slope": a["slope"], "out": a["residual"]}  # fmt: skip
     for name, change in changes.items():
         fields[name] = change(fields[name])
     function = _C.sparse_conv2d_gradient if gradient else _C.sparse_conv2d
@@ -194,7 +194,7 @@ def test_refuses(gradient: bool, changes: dict[str, Any], message: str) -> None:
         (False, {"bias": lambda x: x[:5]}, r"bias must be float32 \[6\] on cuda:0, got"),
         (False, {"residual": lambda x: x[:, 1:]}, r"residual must be float32 \[2, 6, 9, 7\] on cu"),
         (False, {"slope": lambda x: x[:3]}, r"slope must be float32 \[6\] on cuda:0"),
-        (False, {"output": lambda x: x[:1]}, r"output must be float32 \[2, 6, 9, 7\] on cuda:0"),
+        (False, {"out": lambda x: x[:1]}, r"out must be float32 \[2, 6, 9, 7\] on cuda:0"),
         (True, {"grad": lambda x: x.double()}, r"grad must be float32 \[2, 6, 9, 7\] on cuda:0"),
         (True, {"grad": lambda x: x[:, :, 1:]}, r"grad must be float32 \[2, 6, 9, 7\] on cuda:0"),
         (True, {"output": lambda x: x[1:]}, r"output must be float32 \[\d+, 1\] on cuda:0, got"),

@@ -226,7 +226,7 @@ bool take_pictures(const TensorView& x, const py::object& bias, const py::object
   const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
   const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
   const TensorView y = view_of(output, op, "out");
-  const int64_t phases = device.is_cuda() ? 1 : g.upscale * g.upscale;
+  const int64_t phases = g.upscale * g.upscale;
   p.bias_step = bias_view && bias_view->numel() == phases * g.out_channels && phases > 1 ? 1 : 0;
   const int64_t biases = p.bias_step ? phases * g.out_channels : g.out_channels;
   if (bias_view) check_array(*bias_view, DType::kFloat32, {biases}, "bias", device);
