@@ -87,7 +87,7 @@ class _SparseConv(nn.Module):
 
 
 class SparseConv2d(_SparseConv):
-    """Convolution that holds and computes only the weights that stayed; CPU, float32.
+    """Convolution that holds and computes only the weights that stayed; float32, CPU or CUDA.
 
     Args:
         weight: from `gansparse.ops.pack_sparse_conv2d`; stride and padding are part of it.

@@ -38,9 +38,10 @@ def sparse_conv_transpose2d(
         input: [N, C, H, W] T, as for `sparse_conv2d`.
         weight: from `pack_sparse_conv_transpose2d`; on CUDA also from
             `pack_tiles_conv_transpose2d`.
-        bias: [O], computed with in float32. On the CPU also [stride² · O], one for each phase: that
-            of channel o at the pixels (a, b) modulo the stride is number (o · stride + a) · stride
-            + b, so that a convolution with a pixel shuffle after it keeps its bias.
+        bias: [O], computed with in float32. But for tiles also [stride² · O], one for each phase:
+            that of channel o at the pixels (a, b) modulo the stride is number
+            (o · stride + a) · stride + b, so that a convolution with a pixel shuffle after it keeps
+            its bias.
         residual: [N, O, OH, OW] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [O] float32.
