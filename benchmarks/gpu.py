@@ -282,7 +282,7 @@ def generators(run: Run, results: Path) -> None:
     """One family; torch.compile alone searches for a minute. All: end_to_end/generators_cuda.py."""
     script = ROOT / "benchmarks" / "end_to_end" / "generators_cuda.py"
     options = ("--families", "stargan", "--save", "--file", results)
-    measure(run, results, "benchmark generator", PYTHON, script, *options, limit=240)
+    measure(run, results, "benchmark generators", PYTHON, script, *options, limit=240)
 
 
 def measure(run: Run, results: Path, name: str, *command: str | Path, limit: float) -> None:

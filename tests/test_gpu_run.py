@@ -136,7 +136,7 @@ case "$*" in
     echo masked_adam,pix2pix-unet,cuda,0.75,torch foreach + 2 mul,2.5,0 >> "$2";;
   *"generators_cuda.py"*)
     while [ "$1" != --file ]; do shift; done
-    echo generator,stargan b1 bfloat16 2:4,cuda,0.5,torch.compile max-autotune,1.25,0 >> "$2";;
+    echo generators,stargan b1 bfloat16 2:4,cuda,0.5,torch.compile max-autotune,1.25,0 >> "$2";;
   *) echo no such benchmark; exit 4;;
 esac
 """
