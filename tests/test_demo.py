@@ -38,7 +38,7 @@ def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(tmp_pat
     assert lines[-2].endswith("report.html")
     table = "\n".join(lines[:-2])
     assert "FID" in table
-    assert "self-supervised" in table
+    assert "self-supervised" in table, "a log has room for whole words"
     assert "b element 0.75 seed 0: 2/2, took" in done.stderr, "progress, with its time"
     document = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert tuple(run["key"] for run in document["runs"]) == DEMO_RECIPES

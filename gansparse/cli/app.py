@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
-from rich.console import Console
 
 from gansparse.cli.bench import bench
 from gansparse.cli.compare import compare, sweep
@@ -28,6 +27,7 @@ from gansparse.cli.options import (
     ThreadsOption,
     choose_device,
     say,
+    wide_console,
 )
 from gansparse.cli.train import train_app
 from gansparse.errors import GansparseError
@@ -63,7 +63,7 @@ def report(
     from gansparse.report import fid_table, load_report, write_report
 
     path = write_report(run)
-    Console().print(fid_table(load_report(run)))
+    wide_console().print(fid_table(load_report(run)))
     say(f"report  {path}")
 
 
@@ -99,7 +99,7 @@ def demo(
             watcher=bars,
         )
     path = write_report(out)
-    Console().print(fid_table(load_report(out)))
+    wide_console().print(fid_table(load_report(out)))
     say(f"report  {path.resolve()}")
     say(
         "try next: gansparse compress dcgan --sparsity 0.9   |   "

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-from rich.console import Console
 
 from gansparse.cli.options import (
     AttributesOption,
@@ -35,6 +34,7 @@ from gansparse.cli.options import (
     WorkersOption,
     choose_device,
     pictures,
+    wide_console,
 )
 from gansparse.errors import InputError
 from gansparse.progress import ProgressBars
@@ -327,10 +327,7 @@ def finish(out: Path) -> int:
 
     path = write_report(out)
     report = load_report(out)
-    console = Console()
-    if not console.is_terminal and "COLUMNS" not in os.environ:
-        console.width = 160  # a log has no width of its own
-    console.print(fid_table(report))
+    wide_console().print(fid_table(report))
     typer.echo(f"report  {path.resolve()}")
     typer.echo(f"tables  {path.with_suffix('.csv').resolve()}, {path.with_suffix('.md').name}")
     return 2 if report.failures else 0

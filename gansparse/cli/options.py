@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.console import Console
 
 from gansparse.errors import InputError
 
@@ -205,6 +206,14 @@ def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
                 log(row)
 
         return trainer.run(on_step)
+
+
+def wide_console() -> Console:
+    """Standard output; where it is a log, which has no width of its own, wide enough for tables."""
+    console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = 160
+    return console
 
 
 def say(text: str) -> None:
