@@ -66,7 +66,7 @@ def sparse_conv2d(
     residual: Array | None,
     activation: str,
     slope: float | Array,
-    output: Array,
+    out: Array,
     stream: int = 0,
 ) -> None: ...
 def sparse_conv2d_gradient(
@@ -87,7 +87,7 @@ def winograd_conv2d(
     residual: Array | None,
     activation: str,
     slope: float | Array,
-    output: Array,
+    out: Array,
 ) -> None: ...
 def sparse_conv2d_tiles(
     input: Array,

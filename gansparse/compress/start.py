@@ -97,9 +97,9 @@ def make_pruner(
     scope: Any = "layer" if granularity == "2:4" else config.scope
     channels, effects, note = None, None, ""
     if task is not None:
-        if granularity == "2:4" and config.order == "searched" and recipe.objective != "layers":
-            note = reorder_channels(module, config, task)
         batch = first_batch(module, task)
+        if granularity == "2:4" and config.order == "searched" and recipe.objective != "layers":
+            note = reorder_channels(module, config, task, batch)
         if granularity == "filter" and config.filters == "channels":
             try:
                 channels = generator_channels(module, task, batch)
@@ -123,7 +123,7 @@ def make_pruner(
     return pruner
 
 
-def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask) -> str:
+def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask, batch: Batch) -> str:
     """Put channels into the order in which 2:4 keeps most, as the configuration scores weights.
 
     The same module and configuration come to the same order. Technique l, which compares inner
@@ -132,7 +132,6 @@ def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask) -> s
     Returns:
         Why the order is as it was, if it is.
     """
-    batch = first_batch(module, task)
     effects: dict[str, Effect] = {}
     if config.criterion == "effect":
         effects = measure_effects(module, lambda generator: task.generate(generator, batch))

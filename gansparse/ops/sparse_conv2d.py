@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -189,7 +190,7 @@ _TILES_SCHEMA = """sparse_conv2d_tiles(
     Tensor? bias, Tensor? residual, str activation, float slope, Tensor? slopes) -> Tensor"""
 
 
-def _output(input: Tensor, geometry: list[int]) -> Tensor:
+def _output(input: Tensor, geometry: Sequence[int]) -> Tensor:
     g = ConvGeometry(*geometry)
     if input.dim() != 4:
         return input.new_empty(0)  # the core tells what is wrong

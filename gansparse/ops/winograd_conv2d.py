@@ -15,7 +15,7 @@ from torch import Tensor
 from gansparse import _C
 from gansparse.errors import InputError
 from gansparse.ops._library import current_stream, define, describe
-from gansparse.ops.sparse_conv2d import Activation, sparse_conv2d_reference
+from gansparse.ops.sparse_conv2d import Activation, _output, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
     Layer,
@@ -92,10 +92,7 @@ def winograd_conv2d(
         [[[[4, 6, 4], [6, 9, 6], [4, 6, 4]]]]
     """
     if out is None:
-        out = input.new_empty(0)
-        if input.dim() == 4:  # else the core tells what is wrong
-            g = weight.geometry
-            out = input.new_empty(len(input), g.out_channels, *g.output_size(*input.shape[2:]))
+        out = _output(input, weight.geometry)
     slopes = slope if isinstance(slope, Tensor) else None
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
     read = (input, weight.values, bias, residual, slopes)

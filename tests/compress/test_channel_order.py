@@ -6,11 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from tiny import tiny_task
+from tiny import in_two_parts_as_in_one
 from torch import nn
 
 from gansparse.compress import TrainConfig, Trainer
-from gansparse.compress.start import reorder_channels
+from gansparse.compress.start import first_batch, reorder_channels
 from gansparse.errors import InputError
 
 
@@ -68,20 +68,7 @@ def test_without_a_search_weights_stay_where_they_are(task, changes):
 
 
 def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
-    class Stopped(Exception):
-        pass
-
-    def stop(row):
-        if row["step"] == 2:
-            raise Stopped
-
-    whole = Trainer(tiny_task(), config()).run()
-    with pytest.raises(Stopped):
-        Trainer(tiny_task(), config(save_every=2), out=tmp_path).run(stop)
-    resumed = Trainer(tiny_task(), config(save_every=2), out=tmp_path, resume=True).run()
-    values = resumed.generator.state_dict()
-    for name, value in whole.generator.state_dict().items():
-        assert torch.equal(value, values[name]), name
+    whole = in_two_parts_as_in_one(config(), 2, tmp_path)
     fours = weight(whole.generator).unflatten(0, (-1, 4))  # transposed: inputs first
     assert ((fours != 0).sum(1) == 2).all()
 
@@ -116,7 +103,8 @@ def test_each_of_two_generators_has_an_order_of_its_own():
         batch=lambda step: {"x": x}, generate=lambda g, b: [part(b["x"]) for part in g.values()]
     )
     before = task.generate(both, {"x": x})
-    assert reorder_channels(both, config(exclude=("third.2",)), task) == ""
+    batch = first_batch(both, task)
+    assert reorder_channels(both, config(exclude=("third.2",)), task, batch) == ""
     torch.testing.assert_close(task.generate(both, {"x": x}), before, rtol=0, atol=1e-5)
     moved = {k for k, value in both.state_dict().items() if not torch.equal(value, start[k])}
     assert moved == {

@@ -4,8 +4,7 @@
 import copy
 
 import pytest
-import torch
-from tiny import tiny_task
+from tiny import in_two_parts_as_in_one
 from torch import nn
 
 from gansparse.compress import TrainConfig, Trainer
@@ -47,20 +46,7 @@ def test_weights_only_is_the_default(task):
 
 
 def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
-    class Stopped(Exception):
-        pass
-
-    def stop(row):
-        if row["step"] == 3:
-            raise Stopped
-
-    whole = Trainer(tiny_task(), config()).run()
-    with pytest.raises(Stopped):
-        Trainer(tiny_task(), config(save_every=3), out=tmp_path).run(stop)
-    resumed = Trainer(tiny_task(), config(save_every=3), out=tmp_path, resume=True).run()
-    values = resumed.generator.state_dict()
-    for name, value in whole.generator.state_dict().items():
-        assert torch.equal(value, values[name]), name
+    in_two_parts_as_in_one(config(), 3, tmp_path)
 
 
 def test_a_generator_that_cannot_be_traced_is_pruned_by_weights_and_said_so(task):

@@ -1,9 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """A GAN small enough to train in a test."""
 
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
 import torch
 from torch import nn
 
+from gansparse.compress import Result, TrainConfig, Trainer
 from gansparse.tasks import GANTask, dcgan_task
 
 
@@ -30,3 +35,24 @@ def normless_task() -> GANTask:
             if isinstance(layer, nn.BatchNorm2d):
                 module.main[index] = nn.GroupNorm(1, layer.num_features)
     return task
+
+
+def in_two_parts_as_in_one(config: TrainConfig, stop_after: int, out: Path) -> Result:
+    """Checks that a run stopped after a step and resumed ends with the same bits; the whole run."""
+
+    class Stopped(Exception):
+        pass
+
+    def stop(row):
+        if row["step"] == stop_after:
+            raise Stopped
+
+    whole = Trainer(tiny_task(), config).run()
+    config = replace(config, save_every=stop_after)
+    with pytest.raises(Stopped):
+        Trainer(tiny_task(), config, out=out).run(stop)
+    resumed = Trainer(tiny_task(), config, out=out, resume=True).run()
+    values = resumed.generator.state_dict()
+    for name, value in whole.generator.state_dict().items():
+        assert torch.equal(value, values[name]), name
+    return whole
