@@ -93,9 +93,9 @@ ONLY_D = {"g_every": 2**62, "perceptual": "none", "lr": 1e-4, "lr_decay": "linea
 
 FAMILIES = {
     "dcgan": Family(
-        cpu=Profile(3_752, {"scratch": True, "lr_decay": "half"}, 64),
-        gpu=Profile(18_740, {"scratch": True, "lr_decay": "half"}, 64),
-        options={"r1": 0.05},
+        cpu=Profile(3_752, {"scratch": True, "lr_decay": "half", "r1": 0.05}, 64),
+        gpu=Profile(18_740, {"scratch": True, "lr_decay": "half", "r1": 0.05}, 64),
+        options={},
         extractor="lenet-mnist",
         ema=0.999,
     ),
