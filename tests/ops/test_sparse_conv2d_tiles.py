@@ -124,7 +124,7 @@ def test_places_are_where_the_values_were() -> None:
     ("changes", "message"),
     [
         ({"pattern": "4:8"}, r"pattern must be 2:4 or block, got '4:8'"),
-        ({"rows": 16}, r"rows must be 32 or 64 for pattern 2:4, got 16"),
+        ({"rows": 16}, r"rows must be 32, 64 or 128 for pattern 2:4, got 16"),
         ({"pattern": "block", "rows": 64}, r"rows must be 16 or 32 for pattern block, got 64"),
         ({"dtype": torch.float32}, r"dtype must be float16 or bfloat16, got torch.float32"),
         ({"weight": torch.zeros(4, 12, 3, 3)}, r"multiple of 8 input channels, got 12"),
@@ -294,7 +294,7 @@ def test_good_arguments_are_not_refused() -> None:
         ({"places": lambda x: x.int()}, r"weight.places must be int16 \[\d+, 4\]"),
         ({"starts": lambda x: x[1:]}, r"weight.starts must be int32 \[2\] on cuda:0"),
         ({"geometry": lambda g: g._replace(block=16)}, r"geometry.block must be 32 on CUDA"),
-        ({"geometry": lambda g: g._replace(vector=16)}, r"vector must be 32 or 64 for 2:4, got 16"),
+        ({"geometry": lambda g: g._replace(vector=16)}, r"vector must be 32, 64 or 128 for 2:4, got 16"),
         ({"geometry": lambda g: g._replace(in_channels=12)}, r"in_channels must be a multiple"),
         ({"geometry": lambda g: g._replace(taps_h=11, patch=1)}, r"must be"),
         ({"geometry": lambda g: g._replace(stride=3)}, r"stride must be 1 or 2, got 3"),
