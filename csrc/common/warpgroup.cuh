@@ -4,8 +4,8 @@
 //
 //   C [64, 256] += A [64, 32] · B [32, 256]
 //
-// of each four neighbours in a row of A at most two are there. Warp w of the four has rows 16 w … of
-// A and C. `a` and the metadata are those of multiply_sparse<T, 0> (tensor_core.cuh), for its 16
+// of each four neighbours in a row of A at most two are there. Warp w of the four has rows 16 w …
+// of A and C. `a` and the metadata are those of multiply_sparse<T, 0> (tensor_core.cuh), for its 16
 // rows; sum i of a lane is row lane / 4 + 8 (i / 2 % 2), column 8 (i / 4) + 2 (lane % 4) + i % 2. B
 // lies in shared memory, and the tensor cores read it from there: in pieces of 16 bytes (8 of the
 // 32 rows, at one column), 8 neighbouring columns one after the other; a descriptor tells the rest.
@@ -35,8 +35,8 @@ namespace gansparse {
 constexpr int kWarpgroupColumns = 256;
 constexpr int kWarpgroupSums = kWarpgroupColumns / 2;  // of a lane
 
-// Where B lies: `start` is rows 0 … 7 of column 0; rows 8 r … are r · row_bytes behind them, columns
-// 8 n … n · column_bytes. All are multiples of 16, and the steps below 2^18.
+// Where B lies: `start` is rows 0 … 7 of column 0; rows 8 r … are r · row_bytes behind them,
+// columns 8 n … n · column_bytes. All are multiples of 16, and the steps below 2^18.
 __device__ __forceinline__ uint64_t matrix_descriptor(const void* start, int row_bytes,
                                                       int column_bytes) {
 #ifdef __CUDA_ARCH__
@@ -101,10 +101,10 @@ __device__ __forceinline__ void pin(float (&sums)[kWarpgroupSums]) {
 #define GANSPARSE_TEN(n) \
   "%" #n "0,%" #n "1,%" #n "2,%" #n "3,%" #n "4,%" #n "5,%" #n "6,%" #n "7,%" #n "8,%" #n "9,"
 #define GANSPARSE_FOUR_SUMS(i) "+f"(c[i]), "+f"(c[i + 1]), "+f"(c[i + 2]), "+f"(c[i + 3])
-#define GANSPARSE_SUMS(i)                               \
-  GANSPARSE_FOUR_SUMS(i), GANSPARSE_FOUR_SUMS((i) + 4), \
-      GANSPARSE_FOUR_SUMS((i) + 8), GANSPARSE_FOUR_SUMS((i) + 12)
-#define GANSPARSE_WARPGROUP_PRODUCT(types)                                                     \
+#define GANSPARSE_SUMS(i)                                                             \
+  GANSPARSE_FOUR_SUMS(i), GANSPARSE_FOUR_SUMS((i) + 4), GANSPARSE_FOUR_SUMS((i) + 8), \
+      GANSPARSE_FOUR_SUMS((i) + 12)
+#define GANSPARSE_WARPGROUP_PRODUCT(types) \
   asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; "                                     \
                "wgmma.mma_async.sp.sync.aligned.m64n256k32.f32." types                         \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," GANSPARSE_TEN(1) GANSPARSE_TEN(2)            \
@@ -119,9 +119,9 @@ __device__ __forceinline__ void pin(float (&sums)[kWarpgroupSums]) {
 #endif
 
 template <class T>
-__device__ __forceinline__ void multiply_sparse_async(
-    float (&c)[kWarpgroupSums], const uint32_t (&a)[4], uint64_t b,
-    uint32_t metadata GANSPARSE_WARPGROUP_SITE) {
+__device__ __forceinline__ void multiply_sparse_async(float (&c)[kWarpgroupSums],
+                                                      const uint32_t (&a)[4], uint64_t b,
+                                                      uint32_t metadata GANSPARSE_WARPGROUP_SITE) {
 #ifdef __CUDA_ARCH__
   if constexpr (std::is_same_v<T, Half>) {
     GANSPARSE_WARPGROUP_PRODUCT("f16.f16");

@@ -57,9 +57,9 @@ inline uint32_t shared_address(const void* place) {
 
 // Rows 8 part … of a column of B: 8 of 16 bits, as the descriptor's bits tell.
 inline const volatile uint32_t* piece_of_b(uint64_t descriptor, int column, int part) {
-  const uint64_t start = descriptor << 4 & 0x3ffff;              // bits 0 … 13
-  const uint64_t leading = (descriptor >> 16 & 0x3fff) << 4;     // bits 16 … 29
-  const uint64_t stride = (descriptor >> 32 & 0x3fff) << 4;      // bits 32 … 45
+  const uint64_t start = descriptor << 4 & 0x3ffff;           // bits 0 … 13
+  const uint64_t leading = (descriptor >> 16 & 0x3fff) << 4;  // bits 16 … 29
+  const uint64_t stride = (descriptor >> 32 & 0x3fff) << 4;   // bits 32 … 45
   return reinterpret_cast<const volatile uint32_t*>(
       static_cast<const char*>(dynamic_shared_memory()) + start + part * leading +
       column / 8 * stride + column % 8 * 16);

@@ -97,7 +97,7 @@ def pack_sparse_conv2d(
         stride: 1 or 2.
         padding: pixels on each side, or (height, width).
         padding_mode: ``zeros``, ``reflect`` or ``replicate``.
-        vector_size: 1, or 4, 8, 16, 32, 64 where so many neighbouring output channels share a
+        vector_size: 1, or 4, 8, 16, 32, 64, 128 where so many neighbouring output channels share a
             pattern; what only some of them keep costs as if all of them did.
         mask: which weights are kept; None: those that are not 0.
         size: (N, H, W) of the input that the layer will see most. It makes the packing fit, for as

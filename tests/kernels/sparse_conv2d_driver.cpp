@@ -6,7 +6,8 @@
 // activation, slope_step, limit of shared memory, whether 2:4), slope (float [1]), input, values,
 // metadata or nothing, places, starts, bias or nothing, residual or nothing, slopes or nothing.
 // Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes; with 128 rows:
-// tiles, period, whether pictures stand close, positions, buffers, bytes). Arguments of lists (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
+// tiles, period, whether pictures stand close, positions, buffers, bytes). Arguments of lists
+// (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
 // shared memory, pixels of a lane, splits, whether slopes are an array), input, values, offsets,
 // starts, rows, bias or nothing, residual or nothing, slopes (float [1] or [O]), gradient of the
 // output or nothing. Results: output, or where there is a gradient that of the values; and the plan
@@ -77,8 +78,9 @@ void convolve(const char* from, const char* to, uint64_t seed) {
     const WarpgroupArguments a{p, plan_warpgroups(p, limit)};
     launch_warpgroups<T>(a, seed);
     results.add(output, count);
-    const int64_t plan[] = {a.t.tiles_y * a.t.tiles_x, a.t.period,  a.t.wrap != INT_MAX,
-                            a.t.positions,             a.t.buffers, a.t.shared_bytes};
+    const int64_t plan[] = {
+        a.t.tiles_y * a.t.tiles_x, a.t.period, a.t.wrap != INT_MAX, a.t.positions, a.t.buffers,
+        a.t.shared_bytes};
     results.add(plan, 6);
     std::free(output);
     return;

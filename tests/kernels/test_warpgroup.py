@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A warpgroup's asynchronous products: their values, and that every slip in their order is found."""
+"""A warpgroup's asynchronous products: their values, and that every slip is found."""
 
 from __future__ import annotations
 

@@ -1,10 +1,10 @@
 // SPDX-License-Identifier: Apache-2.0
 // A warpgroup's products against plain products of plain matrices, and what goes wrong with them.
-// warpgroup_driver NAME SEED. Status 0: all as it should be; 1: values differ, which are printed; 3:
-// a KernelError, printed.
+// warpgroup_driver NAME SEED. Status 0: all as it should be; 1: values differ, which are printed;
+// 3: a KernelError, printed.
 //
-// NAME is "sound" or the fault: which step of the order in common/warpgroup.cuh is left out, or what
-// of the descriptor or the metadata is wrong.
+// NAME is "sound" or the fault: which step of the order in common/warpgroup.cuh is left out, or
+// what of the descriptor or the metadata is wrong.
 #include <cmath>
 #include <cstdio>
 #include <cstdlib>
@@ -72,8 +72,8 @@ void take_a(const Matrices<T>& m, int step, uint32_t (&a)[4], uint32_t* metadata
   const int lane = threadIdx.x % 32;
   const int first = threadIdx.x / 32 * 16;
   for (int r = 0; r < 4; ++r) {
-    const float* two = &m.compressed[step][first + lane / 4 + 8 * (r % 2)]
-                                    [2 * (lane % 4) + 8 * (r / 2)];
+    const float* two =
+        &m.compressed[step][first + lane / 4 + 8 * (r % 2)][2 * (lane % 4) + 8 * (r / 2)];
     T low, high;
     round_to(two[0], &low);
     round_to(two[1], &high);

@@ -30,16 +30,17 @@ __device__ __forceinline__ TowerPlace tower_place(const WarpgroupPlan& t, int64_
 }
 
 // The pixel that lies at a position of the block's buffers, or −1: zero.
-__device__ __forceinline__ int64_t tower_source(const WarpgroupArguments& a, const TowerPlace& first,
-                                                int64_t first_column, int position) {
+__device__ __forceinline__ int64_t tower_source(const WarpgroupArguments& a,
+                                                const TowerPlace& first, int64_t first_column,
+                                                int position) {
   const Geometry& g = a.p.g;
   const int place = position % a.t.pitch;
   const int64_t row = first.y * g.stride + position / a.t.pitch;
   const int64_t n = first.n + row / a.t.wrap;
   const int64_t y = padded(row % a.t.wrap - g.pad_h, a.p.height, g.padding);
-  const int64_t x = padded(first_column * g.stride + place % a.t.half * g.stride +
-                               place / a.t.half - g.pad_w,
-                           a.p.width, g.padding);
+  const int64_t x =
+      padded(first_column * g.stride + place % a.t.half * g.stride + place / a.t.half - g.pad_w,
+             a.p.width, g.padding);
   return n >= a.p.batch || y < 0 || x < 0 ? -1 : (n * a.p.height + y) * a.p.width + x;
 }
 
@@ -93,8 +94,7 @@ __device__ __forceinline__ void store_sums(const WarpgroupArguments& a,
   const int phase = row_tile % (upscale * upscale);
   const int64_t o = static_cast<int64_t>(row_tile / (upscale * upscale)) * kWarpgroupVector +
                     warp * 16 + lane % 2 * 8;
-  float* staging =
-      static_cast<float*>(dynamic_shared()) + warp * (kStagedPixels * kFragmentPitch);
+  float* staging = static_cast<float*>(dynamic_shared()) + warp * (kStagedPixels * kFragmentPitch);
 #pragma unroll
   for (int from = 0; from < kWarpgroupColumns; from += kStagedPixels) {
 #pragma unroll
@@ -144,8 +144,8 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
   for (int i = static_cast<int>(threadIdx.x); i < taps; i += kWarpgroupThreads) {
     const int s = i % static_cast<int>(g.taps_w);
     const int stride = static_cast<int>(g.stride);
-    tap_bytes[i] = (i / static_cast<int>(g.taps_w) * t.pitch + s % stride * t.half + s / stride) *
-                   kPieceBytes;
+    tap_bytes[i] =
+        (i / static_cast<int>(g.taps_w) * t.pitch + s % stride * t.half + s / stride) * kPieceBytes;
   }
   __syncthreads();  // the tables are whole
 

@@ -4,17 +4,18 @@
 // where each step is whole: its four blocks are the 32 channels of a list at one tap,
 // places[k] = 4 tap + {0, 1, 2, 3}, of which only the first is read.
 //
-// How: a block of two warpgroups has 128 rows x 256 pixels, 64 rows each; a product is 64 rows x 256
-// pixels x one step. Weights come from global memory straight into registers, some steps ahead, and
-// the input of 32 channels, halo included, lies in shared memory once for all taps: in pieces of 8
-// channels, [4][position][8], so that 8 neighbouring pixels are 128 bytes in a row whatever the tap.
-// That is the layout the tensor cores read without swizzle, whose rows of 8 pixels may begin at any
-// multiple of 16 bytes and lie any distance apart, but one: so the 256 pixels are 32 rows of 8.
+// How: a block of two warpgroups has 128 rows x 256 pixels, 64 rows each; a product is 64 rows x
+// 256 pixels x one step. Weights come from global memory straight into registers, some steps ahead,
+// and the input of 32 channels, halo included, lies in shared memory once for all taps: in pieces
+// of 8 channels, [4][position][8], so that 8 neighbouring pixels are 128 bytes in a row whatever
+// the tap. That is the layout the tensor cores read without swizzle, whose rows of 8 pixels may
+// begin at any multiple of 16 bytes and lie any distance apart, but one: so the 256 pixels are 32
+// rows of 8.
 //
-// Rows of pixels are those of a tower: all pictures one above the other, `period` rows of the output
-// grid each. Pictures that are no multiple of 32 rows high stand close, with as many rows between
-// them as their padding needs, and what is computed there is thrown away; others have tiles of
-// their own.
+// Rows of pixels are those of a tower: all pictures one above the other, `period` rows of the
+// output grid each. Pictures that are no multiple of 32 rows high stand close, with as many rows
+// between them as their padding needs, and what is computed there is thrown away; others have tiles
+// of their own.
 #pragma once
 
 #include <algorithm>
@@ -34,16 +35,16 @@ constexpr int kPieceBytes = 16;
 constexpr int kFragmentPitch = 20;  // floats: the sums of a warp's 16 rows for a pixel
 
 struct WarpgroupPlan {
-  int64_t tower_rows;       // of all pictures
-  int period;               // of the output grid's rows, from one picture to the next
-  int wrap;                 // of input rows, likewise; INT_MAX where a tile has one picture only
-  int halo_rows;            // of input, for a tile's rows
-  int half, pitch;          // see TilePlan
-  int positions;            // halo_rows · pitch
-  int piece_positions;      // those, and a few so that copies of pieces meet different banks
-  int buffers;              // 2 to 4
-  int ahead;                // chunks that are on their way while one is read
-  int chunks, row_tiles;    // ⌈C / 32⌉, M / 128
+  int64_t tower_rows;     // of all pictures
+  int period;             // of the output grid's rows, from one picture to the next
+  int wrap;               // of input rows, likewise; INT_MAX where a tile has one picture only
+  int halo_rows;          // of input, for a tile's rows
+  int half, pitch;        // see TilePlan
+  int positions;          // halo_rows · pitch
+  int piece_positions;    // those, and a few so that copies of pieces meet different banks
+  int buffers;            // 2 to 4
+  int ahead;              // chunks that are on their way while one is read
+  int chunks, row_tiles;  // ⌈C / 32⌉, M / 128
   int64_t tiles_y, tiles_x;
   int shared_bytes;
 };
@@ -72,8 +73,7 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
   // Eight threads copy the four pieces of two positions: 32 bytes apart modulo all banks.
   t.piece_positions = t.positions + (6 - t.positions % 4) % 4;
   t.chunks = static_cast<int>(parts(g.in_channels, kStepChannels));
-  t.row_tiles =
-      static_cast<int>(parts(g.out_channels, kWarpgroupVector) * g.upscale * g.upscale);
+  t.row_tiles = static_cast<int>(parts(g.out_channels, kWarpgroupVector) * g.upscale * g.upscale);
   // ---- Shared memory: buffers, or the sums at the end; then tables ----
   const int64_t buffer = int64_t{t.piece_positions} * kPieces * kPieceBytes;
   const int64_t tables = int64_t{4} * (t.positions + g.taps_h * g.taps_w);
@@ -82,8 +82,7 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
       std::clamp<int64_t>(std::min<int64_t>(fitting, t.chunks + 1), 2, kMostBuffers));
   // With more than two, the last product of a chunk may still read while the next chunk begins.
   t.ahead = t.buffers == 2 ? 1 : t.buffers - 2;
-  const int64_t staging =
-      int64_t{kWarpgroupThreads / 32} * kStagedPixels * kFragmentPitch * 4;
+  const int64_t staging = int64_t{kWarpgroupThreads / 32} * kStagedPixels * kFragmentPitch * 4;
   t.shared_bytes = static_cast<int>(std::max(t.buffers * buffer, staging) + tables);
   return t;
 }
