@@ -19,29 +19,24 @@ struct WarpgroupArguments {
   WarpgroupPlan t;
 };
 
-// Where a tile's first row lies in the tower.
-struct TowerPlace {
-  int64_t n;  // picture
-  int64_t y;  // row of the output grid
-};
-
-__device__ __forceinline__ TowerPlace tower_place(const WarpgroupPlan& t, int64_t row) {
-  return {row / t.period, row % t.period};
-}
-
-// The pixel that lies at a position of the block's buffers, or −1: zero.
-__device__ __forceinline__ int64_t tower_source(const WarpgroupArguments& a,
-                                                const TowerPlace& first, int64_t first_column,
+// The pixel that lies at a position of the buffers of a block whose first pixel has this picture,
+// row and column of the output grid; or −1: zero.
+__device__ __forceinline__ int32_t tower_source(const WarpgroupArguments& a, int n, int y, int x,
                                                 int position) {
   const Geometry& g = a.p.g;
+  const int stride = static_cast<int>(g.stride);
+  const int height = static_cast<int>(a.p.height);
+  const int width = static_cast<int>(a.p.width);
   const int place = position % a.t.pitch;
-  const int64_t row = first.y * g.stride + position / a.t.pitch;
-  const int64_t n = first.n + row / a.t.wrap;
-  const int64_t y = padded(row % a.t.wrap - g.pad_h, a.p.height, g.padding);
-  const int64_t x =
-      padded(first_column * g.stride + place % a.t.half * g.stride + place / a.t.half - g.pad_w,
-             a.p.width, g.padding);
-  return n >= a.p.batch || y < 0 || x < 0 ? -1 : (n * a.p.height + y) * a.p.width + x;
+  const int row = y * stride + position / a.t.pitch;
+  const int pictures = row / a.t.wrap;
+  const int from_y =
+      padded(row - pictures * a.t.wrap - static_cast<int>(g.pad_h), height, g.padding);
+  const int from_x =
+      padded((x + place % a.t.half) * stride + place / a.t.half - static_cast<int>(g.pad_w), width,
+             g.padding);
+  if (n + pictures >= a.p.batch || from_y < 0 || from_x < 0) return -1;
+  return ((n + pictures) * height + from_y) * width + from_x;
 }
 
 // Asks for 32 channels of all positions, from `channel` on.
@@ -81,40 +76,33 @@ struct RowWeights {
   }
 };
 
-// From rows of pixels in registers to channels of a pixel, 32 pixels at a time; each warp its 16
-// rows, in its own part of the shared memory.
+// From rows of pixels in registers to channels of a pixel; each warp its 16 rows, in its own part
+// of the shared memory. row_starts [32]: where a tile's rows of pixels begin in the output, in
+// pixels, or −1.
 template <class T>
-__device__ __forceinline__ void store_sums(const WarpgroupArguments& a,
-                                           const float (&sums)[kWarpgroupSums], int row_tile,
-                                           int64_t first_row, int64_t first_column) {
-  const TileProblem& p = a.p;
+__device__ __forceinline__ void store_sums(const TileProblem& p,
+                                           const float (&sums)[kWarpgroupSums],
+                                           const int64_t* row_starts, int64_t first_channel,
+                                           int64_t first_x) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warp = static_cast<int>(threadIdx.x) / 32;
-  const int upscale = static_cast<int>(p.g.upscale);
-  const int phase = row_tile % (upscale * upscale);
-  const int64_t o = static_cast<int64_t>(row_tile / (upscale * upscale)) * kWarpgroupVector +
-                    warp * 16 + lane % 2 * 8;
-  float* staging = static_cast<float*>(dynamic_shared()) + warp * (kStagedPixels * kFragmentPitch);
+  float* staging =
+      static_cast<float*>(dynamic_shared()) + warp * (kWarpgroupColumns * kFragmentPitch);
 #pragma unroll
-  for (int from = 0; from < kWarpgroupColumns; from += kStagedPixels) {
-#pragma unroll
-    for (int i = 0; i < kStagedPixels / 2; ++i) {
-      const int pixel = i / 4 * 8 + lane % 4 * 2 + i % 2;
-      staging[pixel * kFragmentPitch + lane / 4 + i / 2 % 2 * 8] = sums[from / 2 + i];
-    }
-    __syncwarp();  // all lanes' sums are there
+  for (int i = 0; i < kWarpgroupSums; ++i) {
+    const int pixel = i / 4 * 8 + lane % 4 * 2 + i % 2;
+    staging[pixel * kFragmentPitch + lane / 4 + i / 2 % 2 * 8] = sums[i];
+  }
+  __syncwarp();  // all lanes' sums are there
+  const int64_t o = first_channel + warp * 16 + lane % 2 * 8;
 #pragma unroll 1
-    for (int staged = lane / 2; staged < kStagedPixels; staged += 16) {
-      const int pixel = from + staged;
-      const TowerPlace at = tower_place(a.t, first_row + pixel / kTowerColumns);
-      const int64_t y = at.y * upscale + phase / upscale;
-      const int64_t x = (first_column + pixel % kTowerColumns) * upscale + phase % upscale;
-      if (at.n < p.batch && y < p.out_height && x < p.out_width && o < p.g.out_channels) {
-        finish<T>(p, staging + staged * kFragmentPitch + lane % 2 * 8, o,
-                  ((at.n * p.out_height + y) * p.out_width + x) * p.g.out_channels + o);
-      }
+  for (int pixel = lane / 2; o < p.g.out_channels && pixel < kWarpgroupColumns; pixel += 16) {
+    const int64_t start = row_starts[pixel / kTowerColumns];
+    const int64_t x = first_x + pixel % kTowerColumns * p.g.upscale;
+    if (start >= 0 && x < p.out_width) {
+      finish<T>(p, staging + pixel * kFragmentPitch + lane % 2 * 8, o,
+                (start + x) * p.g.out_channels + o);
     }
-    __syncwarp();  // all lanes have read before the next pixels come
   }
 }
 
@@ -127,19 +115,30 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
   const int buffer_bytes = t.piece_positions * (kPieces * kPieceBytes);
   auto* buffers = static_cast<unsigned char*>(dynamic_shared());
   const int taps = static_cast<int>(g.taps_h * g.taps_w);
-  auto* source = reinterpret_cast<int32_t*>(buffers + t.shared_bytes) - (t.positions + taps);
-  int32_t* tap_bytes = source + t.positions;  // [taps]
+  auto* row_starts = reinterpret_cast<int64_t*>(buffers + t.tables_at);  // [32]
+  auto* source = reinterpret_cast<int32_t*>(row_starts + kTowerRows);    // [positions]
+  int32_t* tap_bytes = source + t.positions;                             // [taps]
 
   // ---- Which rows and pixels: neighbouring blocks share their pixels ----
-  const int64_t block = blockIdx.x;
-  const int row_tile = static_cast<int>(block % t.row_tiles);
-  const int64_t first_column = block / t.row_tiles % t.tiles_x * kTowerColumns;
-  const int64_t first_row = block / t.row_tiles / t.tiles_x * kTowerRows;
+  const int block = static_cast<int>(blockIdx.x);
+  const int upscale = static_cast<int>(g.upscale);
+  const int row_tile = block % t.row_tiles;
+  const int phase = row_tile % (upscale * upscale);
+  const int tile = block / t.row_tiles;
+  const int first_column = tile % t.tiles_x * kTowerColumns;
+  const int64_t first_row = int64_t{tile / t.tiles_x} * kTowerRows;
+  const int first_n = static_cast<int>(first_row / t.period);
+  const int first_y = static_cast<int>(first_row % t.period);
 
-  // ---- Tables: where each position's pixel is, and how far a tap is from tap (0, 0) ----
-  const TowerPlace first = tower_place(t, first_row);
+  // ---- Tables: rows of output, each position's pixel, how far a tap is from tap (0, 0) ----
+  for (int i = static_cast<int>(threadIdx.x); i < kTowerRows; i += kWarpgroupThreads) {
+    const int64_t n = first_n + (first_y + i) / t.period;
+    const int64_t y = int64_t{(first_y + i) % t.period} * upscale + phase / upscale;
+    row_starts[i] =
+        n < p.batch && y < p.out_height ? (n * p.out_height + y) * p.out_width : int64_t{-1};
+  }
   for (int i = static_cast<int>(threadIdx.x); i < t.positions; i += kWarpgroupThreads) {
-    source[i] = static_cast<int32_t>(tower_source(a, first, first_column, i));
+    source[i] = tower_source(a, first_n, first_y, first_column, i);
   }
   for (int i = static_cast<int>(threadIdx.x); i < taps; i += kWarpgroupThreads) {
     const int s = i % static_cast<int>(g.taps_w);
@@ -171,31 +170,39 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
   // ---- Steps, one product each, of which two are in flight; between them chunks end ----
   int chunk = -1;
   int32_t end_of_chunk = begin;
+  int32_t following = within(starts[1]);
   bool used = false;  // whether a product reads the chunk
+  bool owed = false;  // whether it has not yet asked for the chunk that is `ahead`
   int reading = t.buffers - 1;
   int filling = t.ahead - 1;
+  const auto ask = [&] {
+    if (chunk + t.ahead < t.chunks) {
+      request_pieces<T>(a, source, (chunk + t.ahead) * kStepChannels,
+                        buffers + filling * buffer_bytes);
+    }
+    commit_copies();
+    owed = false;
+  };
   for (int32_t four = begin; four < end; four += kStepsAhead) {
 #pragma unroll
     for (int j = 0; j < kStepsAhead; ++j) {
       const int32_t step = four + j;
       if (step >= end) break;
       while (chunk < 0 || (step >= end_of_chunk && chunk + 1 < t.chunks)) {
+        if (owed) ask();
         // The buffer that is filled next was read by the chunk before the one that ends here; with
         // two buffers by that one.
         if (!used || t.buffers == 2) wait_products<0>();
         used = false;
+        owed = true;
         ++chunk;
-        end_of_chunk = within(starts[chunk + 1]);
+        end_of_chunk = following;
+        following = chunk + 2 <= t.chunks ? within(starts[chunk + 2]) : end;
         reading = reading + 1 == t.buffers ? 0 : reading + 1;
         filling = filling + 1 == t.buffers ? 0 : filling + 1;
         wait_copies_but(t.ahead - 1);
         fence_products();
         __syncthreads();  // this chunk's input is there for all, and the other buffer free
-        if (chunk + t.ahead < t.chunks) {
-          request_pieces<T>(a, source, (chunk + t.ahead) * kStepChannels,
-                            buffers + filling * buffer_bytes);
-        }
-        commit_copies();
       }
       const RowWeights& now = weights[j];
       const int tap = now.place < 0 ? 0 : min(now.place / kPieces, taps - 1);
@@ -206,6 +213,7 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
       multiply_sparse_async<T>(sums, now.a, b, now.metadata);
       commit_products();
       used = true;
+      if (owed) ask();     // beside the product
       wait_products<1>();  // the registers of the product before are free
       if (step + kStepsAhead - 1 < end) {
         weights[(j + kStepsAhead - 1) % kStepsAhead].load_step(p, step + kStepsAhead - 1);
@@ -216,7 +224,8 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
   pin(sums);
   wait_copies<0>();
   __syncthreads();  // all have read the buffers before they take sums
-  store_sums<T>(a, sums, row_tile, first_row, first_column);
+  store_sums<T>(p, sums, row_starts, int64_t{row_tile / (upscale * upscale)} * kWarpgroupVector,
+                int64_t{first_column} * upscale + phase % upscale);
 }
 
 }  // namespace gansparse::sparse_conv2d

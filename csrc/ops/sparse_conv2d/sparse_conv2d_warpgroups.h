@@ -35,7 +35,6 @@ constexpr int kPieceBytes = 16;
 constexpr int kFragmentPitch = 20;  // floats: the sums of a warp's 16 rows for a pixel
 
 struct WarpgroupPlan {
-  int64_t tower_rows;     // of all pictures
   int period;             // of the output grid's rows, from one picture to the next
   int wrap;               // of input rows, likewise; INT_MAX where a tile has one picture only
   int halo_rows;          // of input, for a tile's rows
@@ -45,8 +44,9 @@ struct WarpgroupPlan {
   int buffers;            // 2 to 4
   int ahead;              // chunks that are on their way while one is read
   int chunks, row_tiles;  // ⌈C / 32⌉, M / 128
-  int64_t tiles_y, tiles_x;
-  int shared_bytes;
+  int64_t tiles_y;
+  int tiles_x;
+  int tables_at, shared_bytes;
 };
 
 inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit) {
@@ -62,9 +62,8 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
   const bool stand_close = parts(close_rows, kTowerRows) * kTowerRows < p.batch * apart;
   t.period = static_cast<int>(stand_close ? close : apart);
   t.wrap = stand_close ? static_cast<int>(close * g.stride) : INT_MAX;
-  t.tower_rows = stand_close ? close_rows : p.batch * apart;
-  t.tiles_y = parts(t.tower_rows, kTowerRows);
-  t.tiles_x = parts(grid_w, kTowerColumns);
+  t.tiles_y = parts(stand_close ? close_rows : p.batch * apart, kTowerRows);
+  t.tiles_x = static_cast<int>(parts(grid_w, kTowerColumns));
   // ---- A tile's input ----
   t.halo_rows = static_cast<int>((kTowerRows - 1) * g.stride + g.taps_h);
   t.half = static_cast<int>(parts((kTowerColumns - 1) * g.stride + g.taps_w, g.stride));
@@ -76,14 +75,16 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
   t.row_tiles = static_cast<int>(parts(g.out_channels, kWarpgroupVector) * g.upscale * g.upscale);
   // ---- Shared memory: buffers, or the sums at the end; then tables ----
   const int64_t buffer = int64_t{t.piece_positions} * kPieces * kPieceBytes;
-  const int64_t tables = int64_t{4} * (t.positions + g.taps_h * g.taps_w);
+  const int64_t tables = int64_t{8} * kTowerRows + 4 * (t.positions + g.taps_h * g.taps_w);
   const int64_t fitting = (shared_limit - tables) / buffer;
   t.buffers = static_cast<int>(
       std::clamp<int64_t>(std::min<int64_t>(fitting, t.chunks + 1), 2, kMostBuffers));
   // With more than two, the last product of a chunk may still read while the next chunk begins.
   t.ahead = t.buffers == 2 ? 1 : t.buffers - 2;
-  const int64_t staging = int64_t{kWarpgroupThreads / 32} * kStagedPixels * kFragmentPitch * 4;
-  t.shared_bytes = static_cast<int>(std::max(t.buffers * buffer, staging) + tables);
+  const int64_t staging =
+      int64_t{kWarpgroupThreads / 32} * kTowerRows * kTowerColumns * kFragmentPitch * 4;
+  t.tables_at = static_cast<int>(std::max(t.buffers * buffer, staging));
+  t.shared_bytes = static_cast<int>(t.tables_at + tables);
   return t;
 }
 
