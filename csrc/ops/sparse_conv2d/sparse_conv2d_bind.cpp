@@ -105,8 +105,8 @@ Geometry check_geometry(const std::vector<int64_t>& numbers) {
   const int64_t padding = static_cast<int64_t>(g.padding);
   that(in(padding, 0, 2), "padding", "be 0 (zeros), 1 (reflect) or 2 (replicate)", padding);
   that(g.patch == 1 || g.patch == 2 || g.patch == 4, "patch", "be 1, 2 or 4", g.patch);
-  that(g.vector == 1 || (in(g.vector, 4, 64) && 64 % g.vector == 0), "vector",
-       "be 1, 4, 8, 16, 32 or 64", g.vector);
+  that(g.vector == 1 || (in(g.vector, 4, 128) && 128 % g.vector == 0), "vector",
+       "be 1, 4, 8, 16, 32, 64 or 128", g.vector);
   that(in(g.block, 1, kMost), "block", "be 1 to 2^20", g.block);
   const int64_t rows = g.patch - 1 + (g.taps_h + g.stride - 1) / g.stride;
   const int64_t columns = g.patch - 1 + (g.taps_w + g.stride - 1) / g.stride;
@@ -367,8 +367,9 @@ Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_fo
   that(std::max(g.taps_h, g.taps_w) <= sparse_conv2d::kMostTileTaps, "taps",
        "be at most 9 x 9 on CUDA", std::max(g.taps_h, g.taps_w));
   that(g.block == sparse_conv2d::kStepChannels, "block", "be 32 on CUDA", g.block);
-  that(g.vector == 32 || g.vector == (two_of_four ? 64 : 16), "vector",
-       two_of_four ? "be 32 or 64 for 2:4" : "be 16 or 32 for block", g.vector);
+  const bool known = two_of_four ? g.vector == 64 || g.vector == 128 : g.vector == 16;
+  that(g.vector == 32 || known, "vector",
+       two_of_four ? "be 32, 64 or 128 for 2:4" : "be 16 or 32 for block", g.vector);
   return g;
 }
 
