@@ -79,6 +79,16 @@ def sparse_conv2d_gradient(
     output: Array,
     stream: int = 0,
 ) -> None: ...
+def sparse_conv2d_tiles_gradient(
+    input: Array,
+    values: Array,
+    places: Array,
+    starts: Array,
+    geometry: Sequence[int],
+    grad: Array,
+    output: Array,
+    stream: int = 0,
+) -> None: ...
 def winograd_conv2d(
     input: Array,
     values: Array,
