@@ -203,8 +203,10 @@ def transposed_tiles(weight: PackedTiles) -> TransposedTiles:
         layer = Layer(matrix, matrix != 0, geometry._replace(vector=rows))
         back = _pack(layer, "block", torch.int32)
         products = len(back.values) * 32 * rows
-        moved: Any = (tensor.to(device) for tensor in back[:4])
-        back = PackedTiles(*moved, back.geometry)
+        back = PackedTiles(
+            back.values.to(device), back.metadata.to(device), back.places.to(device),
+            back.starts.to(device), back.geometry,
+        )  # fmt: skip
         own = steps * 32 * g.vector
         made.append(TransposedTiles(back, cut, products / all_products, own / all_products))
     return min(made, key=lambda each: each.cost)
