@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gansparse.testing.samples import instance_norm as norms
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
@@ -205,6 +206,14 @@ def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[st
     }
 
 
+def norm_times(sample: norms.Sample, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of instance_norm in 16 bits, bound by memory; and if the second read is cached."""
+    n, c, h, w = sample.shape
+    size = 2 * n * c * h * w
+    others = size * (2 if sample.residual else 1) + size  # residual, output, first read
+    return (others + size) / gpu.memory, others / gpu.memory + size / gpu.cache
+
+
 def cells(times_by: dict[str, float]) -> str:
     """In microseconds, the largest bold."""
     slowest = max(times_by.values())
@@ -252,6 +261,12 @@ def main() -> None:
                 ratio = f"{winograd / slowest:.1f} to {ratio}"
             print(f"| {layer.name} ({1e6 * dense:.0f}) | {pattern} | {kept:.0%} | {cells(found)} "
                   f"| {ratio} |")  # fmt: skip
+
+    print("\n| norm, bfloat16 | µs by memory | with the second read cached |")
+    print("|---|---|---|")
+    for norm in norms.samples("model"):
+        far, near = norm_times(norm, gpu)
+        print(f"| {norm.name} | {1e6 * far:.0f} | {1e6 * near:.0f} |")
 
 
 if __name__ == "__main__":
