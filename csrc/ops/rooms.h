@@ -24,10 +24,8 @@ struct Room {
 };
 
 inline constexpr Room kRooms[] = {
-    {"feature_moments", &bind_feature_moments},
-    {"instance_norm", &bind_instance_norm},
-    {"mask_update", &bind_mask_update},
-    {"masked_adam", &bind_masked_adam},
+    {"feature_moments", &bind_feature_moments}, {"instance_norm", &bind_instance_norm},
+    {"mask_update", &bind_mask_update},         {"masked_adam", &bind_masked_adam},
     {"sparse_conv2d", &bind_sparse_conv2d},
 };
 

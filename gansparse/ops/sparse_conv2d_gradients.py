@@ -204,7 +204,7 @@ def transposed_tiles(weight: PackedTiles) -> TransposedTiles:
         back = _pack(layer, "block", torch.int32)
         products = len(back.values) * 32 * rows
         back = PackedTiles(
-            back.values.to(device), back.metadata.to(device), back.places.to(device),
+            back.values.long().to(device), back.metadata.to(device), back.places.to(device),
             back.starts.to(device), back.geometry,
         )  # fmt: skip
         own = steps * 32 * g.vector
