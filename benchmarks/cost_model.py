@@ -19,8 +19,11 @@ from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_sampl
 
 TILE_PIXELS, CHANNELS, POSITION_BYTES = 128, 32, 80
 #: Pattern, rows, kept share of blocks.
-PATTERNS = (("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32, 0.5), ("block", 32, 0.25),
-            ("block", 32, 0.1), ("block", 16, 0.25), ("block", 16, 0.1))  # fmt: skip
+PATTERNS = (("2:4", 128, 1.0), ("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32, 0.5),
+            ("block", 32, 0.25), ("block", 32, 0.1), ("block", 16, 0.25),
+            ("block", 16, 0.1))  # fmt: skip
+#: Of 2:4 on warpgroups: rows and pixels (rows, columns) of a block; rows of a product.
+GROUP_ROWS, GROUP_TILE, PRODUCT_ROWS = 128, (32, 8), 64
 #: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
 LISTS = (("element", 1, 0.25), ("element", 1, 0.1), ("element", 1, 0.05),
          ("vector-16", 4, 0.5), ("vector-16", 4, 0.25), ("vector-16", 4, 0.1))  # fmt: skip
@@ -46,6 +49,7 @@ class Gpu:
         dense: multiply-adds a cycle and multiprocessor of dense 16-bit tensor cores at their peak.
         mma: share of that peak that mma reaches, published for Hopper; the rest needs wgmma.
         mma_sparse: speed of mma.sp over mma, published for Hopper (2 on paper).
+        wgmma_sparse: share of the sparse peak that wgmma.sp reaches; assumed, as dense wgmma's.
         shared: bytes a cycle and multiprocessor between registers and shared memory or first cache.
         cache: bytes a second out of the second cache.
         memory: bytes a second, copy.
@@ -61,6 +65,7 @@ class Gpu:
     dense: int = 2048
     mma: float = 0.63
     mma_sparse: float = 1.45
+    wgmma_sparse: float = 0.8
     shared: int = 128
     cache: float = 5.5e12
     memory: float = 4.3e12
@@ -86,6 +91,8 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     taps = kernel**2 // up
     pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
     sparse = sample.pattern == "2:4"
+    if sample.rows == GROUP_ROWS:
+        return group_times(sample, gpu)
     row_tiles = -(-sample.out // sample.rows) * up
     row_warps = 4 if sample.rows < 64 and row_tiles > 2 else 2
     blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // row_warps)
@@ -164,6 +171,36 @@ def weight_gradient(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, floa
         "cache": (tiles * groups * again * staged + 8 * splits * weights) / gpu.cache,
         "memory": moved,
         "dense": max(2 * sample.out * up * c * taps * pixels / gpu.cudnn, moved),
+    }
+
+
+def group_times(sample: TileSample, gpu: Gpu) -> dict[str, float]:
+    """The same for 2:4 on warpgroups: a block a multiprocessor, so the last round counts whole."""
+    n, c, h, w = sample.shape
+    kernel = sample.kernel if isinstance(sample.kernel, int) else sample.kernel[0]
+    up = sample.stride**2 if sample.transposed else 1
+    stride, window = (1, kernel // 2 + 1) if sample.transposed else (sample.stride, kernel)
+    taps = kernel**2 // up
+    high, wide = (h, w) if sample.transposed else (h // sample.stride, w // sample.stride)
+    # ---- Blocks: pictures close together, or apart; rounds of one a multiprocessor ----
+    close = -(-((high - 1) * stride + window) // stride)
+    rows = min(-(-(n * close - close + high) // GROUP_TILE[0]), n * -(-high // GROUP_TILE[0]))
+    blocks = rows * -(-wide // GROUP_TILE[1]) * -(-sample.out // GROUP_ROWS) * up
+    steps = -(-c // CHANNELS) * taps
+    rounds = math.ceil(blocks / gpu.processors) * steps / gpu.clock
+    # ---- Of a step: bytes of weights with metadata, of input with its halo, read by products ----
+    pixels = GROUP_TILE[0] * GROUP_TILE[1]
+    weights = GROUP_ROWS * (CHANNELS + 4)
+    staged = halo(sample, *GROUP_TILE) * 2 * CHANNELS / taps
+    read = GROUP_ROWS // PRODUCT_ROWS * pixels * 2 * CHANNELS
+    out = sample.out * up * n * high * wide
+    moved = 2 * (n * c * h * w + out)
+    return {
+        "tensor": rounds * GROUP_ROWS * pixels * CHANNELS / (2 * gpu.dense * gpu.wgmma_sparse),
+        "shared": rounds * (read + staged) / gpu.shared,
+        "cache": blocks * steps * (weights + staged) / gpu.cache,
+        "memory": moved / gpu.memory,
+        "dense": max(2 * out * c * taps / gpu.cudnn, moved / gpu.memory),
     }
 
 

@@ -20,6 +20,7 @@ struct AsyncCopies {
     bool word;  // or a pair of 8 bytes
   };
   int first, count, group;  // pending: a ring
+  bool unfenced;            // some are done that the tensor cores of a warpgroup need not see yet
   Copy copies[kMost];
 };
 static_assert(sizeof(AsyncCopies) <= kThreadStorage, "fits a thread's storage");
@@ -68,7 +69,11 @@ inline void wait_async_copies(int pending) {
     store_async(all.copies[all.first], 0);
     all.first = (all.first + 1) % AsyncCopies::kMost;
     --all.count;
+    all.unfenced = true;
   }
 }
+
+// What is done is seen by asynchronous products from here on.
+inline void fence_async_proxy() { async_copies().unfenced = false; }
 
 }  // namespace gansparse::emulator

@@ -44,8 +44,10 @@ from gansparse.ops.sparse_conv2d_tiles import TilePattern
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Patterns and rows of tiles.
 _TILES: tuple[tuple[TilePattern, int], ...] = (
-    ("2:4", 32), ("2:4", 64), ("block", 16), ("block", 32),
+    ("2:4", 32), ("2:4", 64), ("2:4", 128), ("block", 16), ("block", 32),
 )  # fmt: skip
+#: Tiles of so many rows are for devices of this compute capability and no other.
+_WARPGROUP_ROWS, _WARPGROUP_CAPABILITY = 128, (9, 0)
 #: Block tiles that keep more than this are dense ones, at which cuDNN is better.
 _WORTH_BLOCKS = 0.9
 _BLOCK_CHANNELS = 8
@@ -232,11 +234,20 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
     if channels % _BLOCK_CHANNELS or max(taps) > _MOST_TILE_TAPS:
         return found
     for pattern, rows in _TILES:
+        if rows == _WARPGROUP_ROWS and not _has_warpgroups(layer.weight.device):
+            continue
         may_win = kept_blocks(layer, rows) <= _WORTH_BLOCKS
         if two_of_four(layer) if pattern == "2:4" else may_win:
             make = partial(Tiles, layer, pattern, rows)
             found[f"{pattern} x{rows}"] = Kernel("channels_last", make)
     return found
+
+
+def _has_warpgroups(device: torch.device) -> bool:
+    """Whether its tensor cores take 2:4 matrices from warpgroups."""
+    if device.type != "cuda":
+        return False
+    return torch.cuda.get_device_capability(device) == _WARPGROUP_CAPABILITY
 
 
 def _lists(layer: ConvLayer, vector: int, size: tuple[int, int, int]) -> nn.Module:

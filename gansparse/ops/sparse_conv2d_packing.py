@@ -97,7 +97,7 @@ def pack_sparse_conv2d(
         stride: 1 or 2.
         padding: pixels on each side, or (height, width).
         padding_mode: ``zeros``, ``reflect`` or ``replicate``.
-        vector_size: 1, or 4, 8, 16, 32, 64 where so many neighbouring output channels share a
+        vector_size: 1, or 4, 8, 16, 32, 64, 128 where so many neighbouring output channels share a
             pattern; what only some of them keep costs as if all of them did.
         mask: which weights are kept; None: those that are not 0.
         size: (N, H, W) of the input that the layer will see most. It makes the packing fit, for as
@@ -386,8 +386,8 @@ def _check(
     if padding_mode not in get_args(PaddingMode):
         known = ", ".join(get_args(PaddingMode))
         raise InputError(f"padding_mode must be one of {known}, got {padding_mode!r}")
-    if vector_size not in (1, 4, 8, 16, 32, 64):
-        raise InputError(f"vector_size must be 1, 4, 8, 16, 32 or 64, got {vector_size!r}")
+    if vector_size not in (1, 4, 8, 16, 32, 64, 128):
+        raise InputError(f"vector_size must be 1, 4, 8, 16, 32, 64 or 128, got {vector_size!r}")
     if mask is None:
         return weight != 0
     if mask.dtype != torch.bool or mask.shape != weight.shape:

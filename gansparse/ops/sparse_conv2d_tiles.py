@@ -29,7 +29,9 @@ _CHANNELS = 32  # of a list
 _PART = 8  # input channels of a block
 _PARTS = _CHANNELS // _PART
 _MOST_TAPS = 9
-_ROWS = {"2:4": (32, 64), "block": (16, 32)}
+_ROWS = {"2:4": (32, 64, 128), "block": (16, 32)}
+#: A step of tiles with so many rows is the 32 channels of a list at one tap.
+_WHOLE_STEPS = 128
 
 
 class PackedTiles(NamedTuple):
@@ -70,7 +72,9 @@ def pack_tiles_conv2d(
         weight: [O, C, R, S] float32, C a multiple of 8, kernels of up to 9 x 9. For ``2:4`` at most
             two of each four neighbouring input channels are kept for an output channel at a tap.
         pattern: ``2:4`` or ``block``.
-        rows: output channels of a block: 32 or 64 for ``2:4``, 16 or 32 for ``block``.
+        rows: output channels of a block: 32 or 64 for ``2:4``, 16 or 32 for ``block``. 128, for
+            ``2:4``, is a kernel of its own, for compute capability 9.0 only; its blocks are 128
+            output channels x 32 input channels.
         dtype: float16 or bfloat16, of the packed weights and of the layer's input.
         stride: 1 or 2.
         padding: pixels on each side, or (height, width).
@@ -199,6 +203,8 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
     values, kept = blocks(layer.weight.detach().to(dtype)), blocks(layer.kept)
     # ---- Which blocks, in the order of lists; four make a step ----
     used = kept.any(4).any(1).transpose(2, 3)  # [M / V, chunks, R·S, parts]
+    if g.vector == _WHOLE_STEPS:
+        used = used.any(3, keepdim=True).expand_as(used)
     tile, chunk, tap, part = used.nonzero(as_tuple=True)
     counts = used.flatten(0, 1).flatten(1).sum(1)
     starts = torch.cat([counts.new_zeros(1), (-(-counts // _PARTS)).cumsum(0)])
@@ -269,7 +275,8 @@ def _check(pattern: str, rows: int, dtype: torch.dtype) -> None:
     if pattern not in get_args(TilePattern):
         raise InputError(f"pattern must be 2:4 or block, got {pattern!r}")
     if rows not in _ROWS[pattern]:
-        known = " or ".join(map(str, _ROWS[pattern]))
+        *first, last = map(str, _ROWS[pattern])
+        known = f"{', '.join(first)} or {last}"
         raise InputError(f"rows must be {known} for pattern {pattern}, got {rows!r}")
     if dtype not in (torch.float16, torch.bfloat16):
         raise InputError(f"dtype must be float16 or bfloat16, got {dtype}")

@@ -80,6 +80,24 @@ def test_families_on_tiles_and_lists(clock, name, fast, dtype):
     assert sum(clock.whole in names for names in clock.asked) == 1
 
 
+def test_tiles_of_warpgroups_where_the_device_has_them(clock, monkeypatch):
+    monkeypatch.setattr(cuda, "_has_warpgroups", lambda device: True)
+    quads = (torch.arange(16) % 4 < 2).view(1, 16, 1, 1)
+    assert names_of(layer(), quads) == [*DENSE, *TWO_OF_FOUR, "2:4 x128"]
+    clock.kernel = "2:4 x128"
+    network = pruned("cyclegan", "2:4", torch.bfloat16)
+    compiled = deploy.compile(network, tuple(inputs("cyclegan", torch.bfloat16)), shrink=False)
+    assert "2:4 x128" in kernels_of(compiled).values()
+    assert_near(compiled, network, *inputs("cyclegan", torch.bfloat16))
+
+
+@pytest.mark.parametrize(("capability", "there"), [((8, 0), 0), ((9, 0), 1), ((10, 0), 0)])
+def test_which_device_has_warpgroups(monkeypatch, capability, there):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert cuda._has_warpgroups(torch.device("cuda", 0)) == bool(there)
+    assert not cuda._has_warpgroups(torch.device("cpu"))
+
+
 def layer(dtype=torch.bfloat16, out=32, channels=16, **settings):
     weight = torch.randn(out, channels, 3, 3, generator=torch.Generator().manual_seed(0))
     given = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}

@@ -25,6 +25,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 RECORD = HERE / "registers.json"
 ARCHITECTURES = ("80", "90", "90a", "100")
+ONLY = {"sm90a": ("90a",)}  # of sources *_sm90a.cu
 FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", "-cubin", "-Xptxas", "-v"]
 
 # {room: {kernel: {architecture: {"registers": …, "shared": …, "stack": …, "spilled": …}}}}
@@ -56,8 +57,14 @@ def release() -> str:
 
 
 def rooms() -> list[str]:
-    """The ops that have CUDA kernels."""
-    return sorted(path.stem.removesuffix("_cuda") for path in CSRC.glob("ops/*/*_cuda.cu"))
+    """The ops that have CUDA kernels, and <op>_sm90a where it has some for that alone."""
+    found = [*CSRC.glob("ops/*/*_cuda.cu"), *CSRC.glob("ops/*/*_sm90a.cu")]
+    return sorted(path.stem.removesuffix("_cuda") for path in found)
+
+
+def architectures(room: str) -> tuple[str, ...]:
+    """Those for which a room's kernels are compiled."""
+    return ONLY.get(room.rsplit("_", 1)[-1], ARCHITECTURES)
 
 
 def _readable(names: Iterable[str]) -> list[str]:
@@ -75,16 +82,18 @@ def _readable(names: Iterable[str]) -> list[str]:
 def _compile(room: str, architecture: str, folder: Path) -> str:
     """ptxas's report, kept in `folder` under a hash of what was compiled."""
     digest = hashlib.sha256(repr((release(), FLAGS, architecture)).encode())
-    sources = [*CSRC.glob("common/*"), *CSRC.glob(f"ops/{room}/*")]
-    for source in sorted(path for path in sources if path.suffix in (".h", ".cuh", ".cu")):
-        digest.update(source.read_bytes())
+    (source,) = [*CSRC.glob(f"ops/*/{room}_cuda.cu"), *CSRC.glob(f"ops/*/{room}.cu")]
+    sources = [*CSRC.glob("common/*"), *source.parent.iterdir()]
+    for path in sorted(path for path in sources if path.suffix in (".h", ".cuh", ".cu")):
+        digest.update(path.read_bytes())
     kept = folder / f"ptxas-{room}-{architecture}-{digest.hexdigest()[:20]}.txt"
-    source = CSRC / "ops" / room / f"{room}_cuda.cu"
     command = [nvcc() or "nvcc", *FLAGS, f"-arch=sm_{architecture}", source, "-o", os.devnull]
 
     def compile_to(report: Path) -> None:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         assert done.returncode == 0, done.stderr
+        waits = re.search(r"serialized|injected", done.stderr)
+        assert waits is None, f"asynchronous products wait for one another: {done.stderr}"
         report.write_text(done.stderr + done.stdout)
 
     building.once(kept, compile_to)
@@ -93,7 +102,7 @@ def _compile(room: str, architecture: str, folder: Path) -> str:
 
 def measure(folder: Path) -> Usage:
     """Compile every room for every architecture, one a core at a time."""
-    jobs = [(room, arch) for room in rooms() for arch in ARCHITECTURES]
+    jobs = [(room, arch) for room in rooms() for arch in architectures(room)]
     with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
         reports = list(pool.map(lambda job: _compile(*job, folder), jobs))
     usage: Usage = {}

@@ -5,14 +5,16 @@
 // Arguments of tiles (float16, bfloat16): numbers (int64: geometry [14], N, H, W, OH, OW,
 // activation, slope_step, limit of shared memory, whether 2:4), slope (float [1]), input, values,
 // metadata or nothing, places, starts, bias or nothing, residual or nothing, slopes or nothing.
-// Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes). Arguments of
-// lists (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
+// Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes; with 128 rows:
+// tiles, period, whether pictures stand close, positions, buffers, bytes). Arguments of lists
+// (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
 // shared memory, pixels of a lane, splits, whether slopes are an array), input, values, offsets,
 // starts, rows, bias or nothing, residual or nothing, slopes (float [1] or [O]), gradient of the
 // output or nothing. Results: output, or where there is a gradient that of the values; and the plan
 // (pictures, rows, columns, bytes).
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_warpgroups.cuh"
 
 #include <cstdlib>
 #include <cstring>
@@ -31,6 +33,14 @@ void launch(const TileArguments& a, uint64_t seed) {
       {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(tile_threads(t))),
        static_cast<size_t>(t.shared_bytes), seed},
       [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
+}
+
+template <class T>
+void launch_warpgroups(const WarpgroupArguments& a, uint64_t seed) {
+  const int64_t blocks = a.t.tiles_y * a.t.tiles_x * a.t.row_tiles;
+  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(kWarpgroupThreads),
+                    static_cast<size_t>(a.t.shared_bytes), seed},
+                   [&a] { sparse_conv2d_warpgroups_kernel<T>(a); });
 }
 
 template <class T>
@@ -63,6 +73,18 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   T* output = static_cast<T*>(std::malloc(static_cast<size_t>(count) * sizeof(T)));
   std::memset(output, 0xff, static_cast<size_t>(count) * sizeof(T));
   p.output = output;
+  Results results(to);
+  if (p.g.vector == kWarpgroupVector) {
+    const WarpgroupArguments a{p, plan_warpgroups(p, limit)};
+    launch_warpgroups<T>(a, seed);
+    results.add(output, count);
+    const int64_t plan[] = {
+        a.t.tiles_y * a.t.tiles_x, a.t.period, a.t.wrap != INT_MAX, a.t.positions, a.t.buffers,
+        a.t.shared_bytes};
+    results.add(plan, 6);
+    std::free(output);
+    return;
+  }
   const TileArguments a{p, plan_tiles(p, limit)};
   if (p.two_of_four) {
     p.g.vector == 32 ? launch<T, TileConfig<2, true>>(a, seed)
@@ -71,7 +93,6 @@ void convolve(const char* from, const char* to, uint64_t seed) {
     p.g.vector == 16 ? launch<T, TileConfig<1, false>>(a, seed)
                      : launch<T, TileConfig<2, false>>(a, seed);
   }
-  Results results(to);
   results.add(output, count);
   const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y, 1 << a.t.log_x,
                           a.t.positions,  a.t.buffers,    a.t.shared_bytes};

@@ -380,7 +380,7 @@ def test_refuses_fakes_alike(refusal: Refusal) -> None:
         ),
         ({"weight": torch.zeros(1, 1, 16, 3)}, r"at most 15 x 15 taps, got \[1, 1, 16, 3\]"),
         ({"stride": 3}, r"stride must be 1 or 2, got 3"),
-        ({"vector_size": 5}, r"vector_size must be 1, 4, 8, 16, 32 or 64, got 5"),
+        ({"vector_size": 5}, r"vector_size must be 1, 4, 8, 16, 32, 64 or 128, got 5"),
         ({"padding_mode": "circular"}, r"padding_mode must be one of .*, got 'circular'"),
         ({"mask": torch.ones(1)}, r"mask must be bool \[4, 4, 3, 3\], got torch.float32 \[1\]"),
     ],

@@ -7,6 +7,7 @@ The kernel itself runs in tests/kernels/test_sparse_conv2d_kernels.py, without a
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -38,6 +39,9 @@ from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_sampl
 
 TINY = tile_samples("tiny")
 SMALL = TINY + tile_samples("edge")
+# The same for warpgroups, which want steps of 32 channels at one tap.
+WHOLE = [replace(s, pattern="2:4", rows=128, sparsity=0.5) for s in SMALL]
+MODEL = tile_samples("model")
 names = {"ids": lambda case: case.name}
 
 
@@ -59,7 +63,7 @@ def finish(z: Tensor, a: dict[str, Any]) -> Tensor:
 # ---- Packing -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample", SMALL, **names)
+@pytest.mark.parametrize("sample", SMALL + WHOLE[len(TINY) - 2 :: 5], **names)
 def test_packing_loses_nothing(sample: TileSample) -> None:
     weight = sample.dense()
     packed = sample.pack_tiles(weight)
@@ -87,6 +91,16 @@ def test_only_what_is_kept_is_packed(sample: TileSample) -> None:
     counts = blocks.any(5).any(2).flatten(4).sum((3, 4))  # [phase, tile, chunk]
     wanted = (-(-counts // 4)).permute(1, 0, 2).flatten()
     assert packed.starts.diff().tolist() == wanted.tolist()
+
+
+def test_steps_of_128_rows_are_32_channels_at_a_tap() -> None:
+    sample = TileSample("whole", (1, 40, 4, 4), 130, sparsity=0.7, rows=128)
+    packed = sample.pack_tiles(sample.dense())
+    assert torch.equal(packed.places % 4, torch.arange(4).expand_as(packed.places))
+    assert torch.equal(packed.places // 4, packed.places[:, :1].expand(-1, 4) // 4)
+    kept = F.pad((sample.dense() != 0).float(), (0, 0, 0, 0, 0, 24, 0, 126))
+    blocks = kept.unflatten(1, (-1, 32)).unflatten(0, (-1, 128)).amax((1, 3))  # [tile, chunk, R, S]
+    assert packed.starts.diff().tolist() == blocks.sum((2, 3)).flatten().int().tolist()
 
 
 def test_metadata_names_the_two_that_stayed() -> None:
@@ -124,7 +138,7 @@ def test_places_are_where_the_values_were() -> None:
     ("changes", "message"),
     [
         ({"pattern": "4:8"}, r"pattern must be 2:4 or block, got '4:8'"),
-        ({"rows": 16}, r"rows must be 32 or 64 for pattern 2:4, got 16"),
+        ({"rows": 16}, r"rows must be 32, 64 or 128 for pattern 2:4, got 16"),
         ({"pattern": "block", "rows": 64}, r"rows must be 16 or 32 for pattern block, got 64"),
         ({"dtype": torch.float32}, r"dtype must be float16 or bfloat16, got torch.float32"),
         ({"weight": torch.zeros(4, 12, 3, 3)}, r"multiple of 8 input channels, got 12"),
@@ -154,9 +168,7 @@ def test_values_of_the_reference(sample: TileSample) -> None:
     close(sparse_conv2d_reference(**wide), want, terms=10**4)
 
 
-@pytest.mark.cuda
-@pytest.mark.parametrize("sample", SMALL + tile_samples("model"), **names)
-def test_values(sample: TileSample) -> None:
+def check_values(sample: TileSample) -> None:
     """Against cuDNN in float32 with TF32 off, on the very same numbers."""
     a = sample.arguments(device="cuda")
     with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
@@ -171,10 +183,28 @@ def test_values(sample: TileSample) -> None:
     close(run(sample, a), want.double(), terms=1, scale=scale)
 
 
+@pytest.mark.cuda
+@pytest.mark.parametrize("sample", SMALL + MODEL, **names)
+def test_values(sample: TileSample) -> None:
+    check_values(sample)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("sample", WHOLE + [replace(s, rows=128) for s in MODEL], **names)
+def test_values_on_warpgroups(sample: TileSample) -> None:
+    """Where the device and the build have them; elsewhere one line tells what is missing."""
+    built = "90a" in str(_C.build_info()["cuda_architectures"])
+    if built and torch.cuda.get_device_capability() == (9, 0):
+        check_values(sample)
+    else:
+        with pytest.raises(RuntimeError, match=r"128 rows need .* capability 9\.0 and a build for"):
+            run(sample, sample.arguments(device="cuda"))
+
+
 # ---- 2. Gradients --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sample", [TINY[0], TINY[3], TINY[7], TINY[-1], TINY[-2]], **names)
+@pytest.mark.parametrize("sample", [TINY[0], TINY[3], TINY[7], *TINY[-2:], WHOLE[0]], **names)
 def test_gradients_of_the_packed_weight(sample: TileSample) -> None:
     """The backward formula on the CPU, in bfloat16, against the dense one in float64."""
     a = sample.arguments()
@@ -294,7 +324,7 @@ def test_good_arguments_are_not_refused() -> None:
         ({"places": lambda x: x.int()}, r"weight.places must be int16 \[\d+, 4\]"),
         ({"starts": lambda x: x[1:]}, r"weight.starts must be int32 \[2\] on cuda:0"),
         ({"geometry": lambda g: g._replace(block=16)}, r"geometry.block must be 32 on CUDA"),
-        ({"geometry": lambda g: g._replace(vector=16)}, r"vector must be 32 or 64 for 2:4, got 16"),
+        ({"geometry": lambda g: g._replace(vector=16)}, r"vector must be 32, 64 or 128 for 2:4, g"),
         ({"geometry": lambda g: g._replace(in_channels=12)}, r"in_channels must be a multiple"),
         ({"geometry": lambda g: g._replace(taps_h=11, patch=1)}, r"must be"),
         ({"geometry": lambda g: g._replace(stride=3)}, r"stride must be 1 or 2, got 3"),

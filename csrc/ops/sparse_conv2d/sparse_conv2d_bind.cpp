@@ -281,8 +281,9 @@ Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_fo
   that(std::max(g.taps_h, g.taps_w) <= sparse_conv2d::kMostTileTaps, "taps",
        "be at most 9 x 9 on CUDA", std::max(g.taps_h, g.taps_w));
   that(g.block == sparse_conv2d::kStepChannels, "block", "be 32 on CUDA", g.block);
-  that(g.vector == 32 || g.vector == (two_of_four ? 64 : 16), "vector",
-       two_of_four ? "be 32 or 64 for 2:4" : "be 16 or 32 for block", g.vector);
+  const bool known = two_of_four ? g.vector == 64 || g.vector == 128 : g.vector == 16;
+  that(g.vector == 32 || known, "vector",
+       two_of_four ? "be 32, 64 or 128 for 2:4" : "be 16 or 32 for block", g.vector);
   return g;
 }
 

@@ -91,8 +91,8 @@ inline Geometry check_geometry(const std::vector<int64_t>& numbers) {
   const int64_t padding = static_cast<int64_t>(g.padding);
   that(in(padding, 0, 2), "padding", "be 0 (zeros), 1 (reflect) or 2 (replicate)", padding);
   that(g.patch == 1 || g.patch == 2 || g.patch == 4, "patch", "be 1, 2 or 4", g.patch);
-  that(g.vector == 1 || (in(g.vector, 4, 64) && 64 % g.vector == 0), "vector",
-       "be 1, 4, 8, 16, 32 or 64", g.vector);
+  that(g.vector == 1 || (in(g.vector, 4, 128) && 128 % g.vector == 0), "vector",
+       "be 1, 4, 8, 16, 32, 64 or 128", g.vector);
   that(in(g.block, 1, kMost), "block", "be 1 to 2^20", g.block);
   const int64_t rows = g.patch - 1 + (g.taps_h + g.stride - 1) / g.stride;
   const int64_t columns = g.patch - 1 + (g.taps_w + g.stride - 1) / g.stride;

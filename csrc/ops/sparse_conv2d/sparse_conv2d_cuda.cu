@@ -4,6 +4,7 @@
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles_gradient.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_warpgroups.h"
 
 namespace gansparse::sparse_conv2d {
 namespace {
@@ -146,6 +147,13 @@ void run_gradient_cuda(const Problem& p, const float* grad, float* dvalues, int 
 
 void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t stream) {
   const DeviceGuard guard(device, kOp);
+  if (problem.g.vector == kWarpgroupVector) {
+#ifdef GANSPARSE_WITH_SM90A
+    return run_warpgroups_cuda(problem, type, device, stream);
+#else
+    throw DeviceError(kNoWarpgroups);
+#endif
+  }
   switch (type) {
     case TileType::kFloat16:
       return launch_typed<Half>(problem, device, stream_of(stream));

@@ -136,6 +136,7 @@ def samples(size: Size) -> list[Sample]:
             Sample("no-bias", few, 6, biased=False),
             Sample("vector-4", few, 6, vector_size=4),
             Sample("vector-16", few, 20, vector_size=16),
+            Sample("vector-128", few, 140, vector_size=128),
             Sample("stride-2", few, 6, kernel=4, stride=2),
             Sample("reflect", few, 6, padding_mode="reflect"),
             Sample("replicate", few, 6, kernel=5, padding=2, padding_mode="replicate"),
