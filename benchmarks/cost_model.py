@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gansparse.testing.samples import instance_norm as norms
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
@@ -26,6 +27,9 @@ GROUP_ROWS, GROUP_TILE, PRODUCT_ROWS = 128, (32, 8), 64
 #: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
 LISTS = (("element", 1, 0.25), ("element", 1, 0.1), ("element", 1, 0.05),
          ("vector-16", 4, 0.5), ("vector-16", 4, 0.25), ("vector-16", 4, 0.1))  # fmt: skip
+#: Of gradients: rows, kept share of blocks.
+GRADIENTS = ((32, 0.5), (32, 0.25), (32, 0.1), (16, 0.25), (16, 0.1))
+GRADIENT_WARPS, GRADIENT_SUMS, SHARED_LIMIT = 16, 64, 227 << 10
 LIST_ROWS, WARP_ROWS, LIST_THREADS = 32, 4, 256
 LIST_TILE = (16, 32)
 #: Of a weight with 16 pixels a lane, by rows that share it: reads of 128 bytes from shared memory,
@@ -112,6 +116,64 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     }
 
 
+def input_gradient(sample: TileSample, kept: float, gpu: Gpu) -> tuple[int, dict[str, float]]:
+    """Of the packing with channels exchanged, where blocks were kept by chance: its rows, times.
+
+    A block of it is kept if any of the 2 or 4 blocks is that it has a part of.
+    """
+    n, c, h, w = sample.shape
+    stride, up = sample.stride, sample.transposed
+    size = (h * stride, w * stride) if up else (h // stride, w // stride)
+    back = replace(sample, shape=(n, sample.out, *size), out=c, transposed=not up and stride == 2,
+                   pattern="block")  # fmt: skip
+    found = [(rows, times(replace(back, rows=rows), 1 - (1 - kept) ** (rows // 8), gpu))
+             for rows in (16, 32)]  # fmt: skip
+    return min(found, key=lambda each: max(t for k, t in each[1].items() if k != "dense"))
+
+
+def weight_gradient(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
+    """Of the kept blocks' weights, after the plan of csrc/ops/sparse_conv2d/sparse_conv2d_tiles.h.
+
+    ``dense`` is the dense convolution's, as in `times`.
+    """
+    n, c, h, w = sample.shape
+    kernel = sample.kernel if isinstance(sample.kernel, int) else sample.kernel[0]
+    up = sample.stride**2 if sample.transposed else 1
+    taps, v = kernel**2 // up, sample.rows
+    pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
+    row_tiles, lists, tiles = -(-sample.out // v) * up, -(-c // CHANNELS), -(-pixels // TILE_PIXELS)
+    steps, positions = taps * kept, halo(sample)  # steps of a list
+
+    def plan(rows: int, chunks: int) -> tuple[float, int, int, int]:
+        """Bytes a list and tile of pixels, the group, and how many blocks it takes."""
+        buffer = chunks * positions * POSITION_BYTES + TILE_PIXELS * (rows * v * 2 + 16)
+        again = int(1.25 * steps * chunks * rows * v / (GRADIENT_WARPS * GRADIENT_SUMS)) + 1
+        buffers = 2 if 2 * (buffer + 4 * positions) + 1024 <= SHARED_LIMIT else 1
+        return buffer / (rows * chunks) * again / buffers, rows, chunks, again
+
+    sizes = [(r, k) for r in (1, 2, 4, 8, 16) for k in (1, 2, 4, 8)
+             if r < 2 * row_tiles and k < 2 * lists]  # fmt: skip
+    _, rows, chunks, again = min(plan(*size) for size in sizes)
+    groups = -(-row_tiles // rows) * -(-lists // chunks)
+    splits = max(1, min(gpu.processors // groups, tiles))
+    turns = -(-tiles // splits) * -(-groups * splits // gpu.processors)  # tiles of one processor
+    # ---- A group's tile of pixels ----
+    blocks = 4 * steps * min(rows, row_tiles) * min(chunks, lists)
+    staged = chunks * positions * 2 * CHANNELS + TILE_PIXELS * rows * v * 2
+    warps = min(rows, row_tiles) * math.ceil(steps * chunks * v / GRADIENT_SUMS)
+    reads = 4 * blocks * (512 + 64) + warps * TILE_PIXELS * v * 2
+    weights = row_tiles * lists * steps * CHANNELS * v
+    out = sample.out * up * pixels * 2
+    moved = (n * c * h * w * 2 + out) / gpu.memory
+    return {
+        "tensor": turns * blocks * 8 * v * TILE_PIXELS / (gpu.dense * gpu.mma) / gpu.clock,
+        "shared": turns * (reads + again * staged) / gpu.shared / gpu.clock,
+        "cache": (tiles * groups * again * staged + 8 * splits * weights) / gpu.cache,
+        "memory": moved,
+        "dense": max(2 * sample.out * up * c * taps * pixels / gpu.cudnn, moved),
+    }
+
+
 def group_times(sample: TileSample, gpu: Gpu) -> dict[str, float]:
     """The same for 2:4 on warpgroups: a block a multiprocessor, so the last round counts whole."""
     n, c, h, w = sample.shape
@@ -181,6 +243,14 @@ def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[st
     }
 
 
+def norm_times(sample: norms.Sample, gpu: Gpu) -> tuple[float, float]:
+    """Seconds of instance_norm in 16 bits, bound by memory; and if the second read is cached."""
+    n, c, h, w = sample.shape
+    size = 2 * n * c * h * w
+    others = size * (2 if sample.residual else 1) + size  # residual, output, first read
+    return (others + size) / gpu.memory, others / gpu.memory + size / gpu.cache
+
+
 def cells(times_by: dict[str, float]) -> str:
     """In microseconds, the largest bold."""
     slowest = max(times_by.values())
@@ -200,6 +270,20 @@ def main() -> None:
             name = f"{sample.name} ({1e6 * dense:.0f})"
             print(f"| {name} | {pattern}, {rows} | {share:.0%} | {cells(found)} "
                   f"| {dense / max(found.values()):.1f} |")  # fmt: skip
+    limits = "tensor | shared | cache | memory | ratio"
+    print(f"\n| layer, batch 16 | rows, kept | input: rows | {limits} | weights: {limits} |")
+    print("|" + "---|" * 13)
+    for sample in tile_samples("model"):
+        for rows, kept in GRADIENTS:
+            layer = replace(sample, pattern="block", rows=rows)
+            of_input, of_weight = (input_gradient(layer, kept, gpu),
+                                   weight_gradient(layer, kept, gpu))  # fmt: skip
+            both = []
+            for found in (of_input[1], of_weight):
+                dense = found.pop("dense")
+                both.append(f"{cells(found)} | {dense / max(found.values()):.1f}")
+            print(f"| {sample.name} ({1e6 * dense:.0f}) | {rows}, {kept:.0%} | {of_input[0]} "
+                  f"| {both[0]} | {both[1]} |")  # fmt: skip
     print("\n| layer, batch 16 | pattern | kept | fma | issue | shared | cache | memory | ratio |")
     print("|---|---|---|---|---|---|---|---|---|")
     for layer in samples("model") + transposed.samples("model"):
@@ -214,6 +298,12 @@ def main() -> None:
                 ratio = f"{winograd / slowest:.1f} to {ratio}"
             print(f"| {layer.name} ({1e6 * dense:.0f}) | {pattern} | {kept:.0%} | {cells(found)} "
                   f"| {ratio} |")  # fmt: skip
+
+    print("\n| norm, bfloat16 | µs by memory | with the second read cached |")
+    print("|---|---|---|")
+    for norm in norms.samples("model"):
+        far, near = norm_times(norm, gpu)
+        print(f"| {norm.name} | {1e6 * far:.0f} | {1e6 * near:.0f} |")
 
 
 if __name__ == "__main__":

@@ -30,6 +30,17 @@ def feature_moments(
     shift: Array | None = None,
     stream: int = 0,
 ) -> None: ...
+def instance_norm(
+    input: Array,
+    weight: Array | None,
+    bias: Array | None,
+    eps: float,
+    residual: Array | None,
+    activation: str,
+    slope: float | Array,
+    output: Array,
+    stream: int = 0,
+) -> None: ...
 def mask_update(
     scores: Sequence[Array],
     masks: Sequence[Array],
@@ -74,6 +85,16 @@ def sparse_conv2d_gradient(
     offsets: Array,
     starts: Array,
     rows: Array,
+    geometry: Sequence[int],
+    grad: Array,
+    output: Array,
+    stream: int = 0,
+) -> None: ...
+def sparse_conv2d_tiles_gradient(
+    input: Array,
+    values: Array,
+    places: Array,
+    starts: Array,
     geometry: Sequence[int],
     grad: Array,
     output: Array,

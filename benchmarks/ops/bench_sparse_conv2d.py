@@ -2,7 +2,7 @@
 """sparse_conv2d and sparse_conv_transpose2d against torch's dense convolution.
 
 On the CPU in both layouts. On CUDA, against cuDNN with benchmark mode on: packed tiles in 16 bits,
-channels_last; packed lists in float32, TF32 off, in both layouts, and their training step.
+channels_last; packed lists in float32, TF32 off, in both layouts; and the training steps of both.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def cases(threads: list[int], device: str) -> Iterator[Case]:
 
 
 def tile_cases() -> Iterator[Case]:
-    """The layers of batch 16, and the first also of batch 1."""
+    """The layers of batch 16, and the first also of batch 1 and in training."""
     layers = tile_samples("model")
     layers.append(replace(layers[0], name="cyclegan-256@64 b1", shape=(1, *layers[0].shape[1:])))
     for sample in layers:
@@ -81,6 +81,19 @@ def tile_cases() -> Iterator[Case]:
                     device="cuda",
                     dtype=layer.dtype,
                 )
+    training = replace(layers[0], pattern="block", padding_mode="zeros")
+    for sparsity in (0.75, 0.9):
+        layer = replace(training, sparsity=sparsity)
+        yield Case(
+            "sparse_conv2d",
+            f"{layer.name} block x32 training",
+            partial(training_candidates, layer),
+            threads=1,
+            sparsity=sparsity,
+            flops=3 * flops(layer),
+            device="cuda",
+            dtype=layer.dtype,
+        )
 
 
 def tile_candidates(sample: TileSample) -> dict[str, Candidate]:
@@ -130,9 +143,12 @@ def list_cases() -> Iterator[Case]:
 
 
 def on_cuda(sample: Sample) -> tuple[dict[str, Any], torch.Tensor]:
-    """Arguments of the op, and the dense weight; TF32 off."""
+    """Arguments of the op, and the dense weight, of tiles as they lie; TF32 off."""
     torch.backends.cudnn.benchmark = True
     torch.backends.cudnn.allow_tf32 = False
+    if isinstance(sample, TileSample):
+        weight = sample.dense().to("cuda", sample.dtype, memory_format=torch.channels_last)
+        return sample.arguments(device="cuda"), weight
     arguments = {
         name: value.cuda() if isinstance(value, torch.Tensor) else value
         for name, value in sample.arguments().items()
@@ -171,14 +187,15 @@ def training_candidates(sample: Sample) -> dict[str, Candidate]:
     for leaf in leaves:
         leaf.requires_grad_()
     input, bias, values, _ = leaves
+    dense_bias = bias.detach().to(weight.dtype).requires_grad_()
     grad = torch.ones_like(sample.convolve(input, weight))
 
     def ours() -> None:
         torch.autograd.grad(sparse_conv2d(**arguments), (input, values, bias), grad)
 
     def cudnn() -> None:
-        y = sample.convolve(input, weight, bias)
-        torch.autograd.grad(y, (input, weight, bias), grad)[1].mul_(mask)
+        y = sample.convolve(input, weight, dense_bias)
+        torch.autograd.grad(y, (input, weight, dense_bias), grad)[1].mul_(mask)
 
     return {OURS: ours, "cudnn dense and mask": cudnn}
 

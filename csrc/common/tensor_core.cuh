@@ -99,4 +99,19 @@ __device__ __forceinline__ void load_matrices(uint32_t (&out)[4],
 #endif
 }
 
+// The same, but out[m] has element g of rows 2 t and 2 t + 1: the matrices come transposed. With
+// pixels as rows and 8 neighbouring channels as columns, out is b of two products over 16 pixels.
+__device__ __forceinline__ void load_matrices_transposed(uint32_t (&out)[4],
+                                                         const void* row GANSPARSE_WARP_SITE) {
+#ifdef __CUDA_ARCH__
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+               : "=r"(out[0]), "=r"(out[1]), "=r"(out[2]), "=r"(out[3])
+               : "r"(address)
+               : "memory");
+#elif !defined(__CUDACC__)
+  emulator::load_four_transposed(out, row, {"load_matrices_transposed", file, line});
+#endif
+}
+
 }  // namespace gansparse

@@ -93,4 +93,18 @@ inline void load_four_matrices(uint32_t (&out)[4], const void* row, const Site& 
   }
 }
 
+// The same, transposed: the lane gets two neighbouring rows' elements of one column.
+inline void load_four_transposed(uint32_t (&out)[4], const void* row, const Site& site) {
+  if (reinterpret_cast<uintptr_t>(row) % 16 != 0) __builtin_trap();
+  const uint64_t* rows = exchange(0xffffffffu, reinterpret_cast<uintptr_t>(row), site);
+  for (int m = 0; m < 4; ++m) {
+    uint32_t halves[2];
+    for (int e = 0; e < 2; ++e) {
+      const uint64_t from = rows[8 * m + lane() % 4 * 2 + e];
+      halves[e] = reinterpret_cast<const volatile uint16_t*>(from)[lane() / 4];
+    }
+    out[m] = halves[0] | halves[1] << 16;
+  }
+}
+
 }  // namespace gansparse::emulator

@@ -13,6 +13,7 @@ namespace gansparse {
 using Bind = std::vector<std::string> (*)(pybind11::module_& module);
 
 std::vector<std::string> bind_feature_moments(pybind11::module_& module);
+std::vector<std::string> bind_instance_norm(pybind11::module_& module);
 std::vector<std::string> bind_mask_update(pybind11::module_& module);
 std::vector<std::string> bind_masked_adam(pybind11::module_& module);
 std::vector<std::string> bind_sparse_conv2d(pybind11::module_& module);
@@ -23,9 +24,8 @@ struct Room {
 };
 
 inline constexpr Room kRooms[] = {
-    {"feature_moments", &bind_feature_moments},
-    {"mask_update", &bind_mask_update},
-    {"masked_adam", &bind_masked_adam},
+    {"feature_moments", &bind_feature_moments}, {"instance_norm", &bind_instance_norm},
+    {"mask_update", &bind_mask_update},         {"masked_adam", &bind_masked_adam},
     {"sparse_conv2d", &bind_sparse_conv2d},
 };
 

@@ -11,6 +11,7 @@ argument tells. CuPy's current stream is honoured beside torch's.
 from __future__ import annotations
 
 from gansparse.ops.feature_moments import feature_moments, feature_moments_reference
+from gansparse.ops.instance_norm import instance_norm, instance_norm_reference
 from gansparse.ops.mask_update import mask_update, mask_update_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
 from gansparse.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_reference
@@ -44,6 +45,8 @@ __all__ = [
     "PackedWinograd",
     "feature_moments",
     "feature_moments_reference",
+    "instance_norm",
+    "instance_norm_reference",
     "mask_update",
     "mask_update_reference",
     "masked_adam",

@@ -14,15 +14,15 @@ from gansparse import _C
 from gansparse.errors import InputError
 from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, define_gradient, describe
-from gansparse.ops.sparse_conv2d_gradients import list_gradients
-from gansparse.ops.sparse_conv2d_packing import (
-    ConvGeometry,
-    PackedConv2d,
-    packed_rows,
-    places,
-    unpack_sparse_conv2d,
+from gansparse.ops.sparse_conv2d_gradients import (
+    _margins,
+    _phases,
+    _unpack,
+    dense_gradients,
+    kernel_gradients,
 )
-from gansparse.ops.sparse_conv2d_tiles import PackedTiles, tile_places, unpack_tiles
+from gansparse.ops.sparse_conv2d_packing import ConvGeometry, PackedConv2d
+from gansparse.ops.sparse_conv2d_tiles import PackedTiles
 
 Activation = Literal["none", "relu", "leaky_relu", "prelu", "tanh"]
 
@@ -50,9 +50,10 @@ def sparse_conv2d(
     pruned is not computed, so a NaN in the input goes no further than the weights that stayed
     (tiles: than their blocks). Gradients reach `input`, `weight.values` (so the mask stays: a value
     of tiles that is 0 gets none), `bias`, `residual` and a `slope` that is a tensor; where one is
-    wanted the activation is torch's own. Those of a `PackedConv2d` on CUDA come from kernels that
-    do only what stayed; the others are torch's dense ones at the places that stayed. The CUDA
-    kernels have been checked without a GPU only, and not yet been timed.
+    wanted the activation is torch's own. On CUDA they come from kernels that do only what stayed,
+    of `PackedTiles` where at most half of the blocks did; the others are torch's dense ones at the
+    places that stayed. The CUDA kernels have been checked without a GPU only, and not yet been
+    timed.
 
     Args:
         input: [N, C, H, W] T. Contiguous is fastest, for tiles channels_last; anything else is
@@ -157,22 +158,6 @@ def _activate(z: Tensor, activation: str, slope: float | Tensor) -> Tensor:
     if isinstance(slope, Tensor):
         return F.prelu(z, slope.to(z.dtype))
     return F.leaky_relu(z, float(slope))
-
-
-def _unpack(weight: PackedConv2d | PackedTiles) -> Tensor:
-    return unpack_tiles(weight) if isinstance(weight, PackedTiles) else unpack_sparse_conv2d(weight)
-
-
-def _margins(input: Tensor, g: ConvGeometry) -> list[int]:
-    """Left, right, top, bottom: the padding that makes a dense convolution's outputs complete."""
-    out: list[int] = []
-    sizes = g.output_size(*input.shape[2:])
-    along_w = (input.shape[3], sizes[1], g.pad_w, g.taps_w)
-    along_h = (input.shape[2], sizes[0], g.pad_h, g.taps_h)
-    for size, outputs, pad, taps in (along_w, along_h):
-        grid = -(-outputs // g.upscale)
-        out += [pad, (grid - 1) * g.stride + taps - pad - size]
-    return out
 
 
 # Everything is positional: keywords cost 5 µs a call. A number and a tensor for slope, as torch has
@@ -291,46 +276,15 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         raise NotImplementedError("call gansparse.ops.sparse_conv2d, which has these gradients")
     input, values, one, two, three = ctx.saved_tensors
     g, wanted = ConvGeometry(*ctx.geometry), ctx.needs_input_grad[:2]
-    lists = PackedConv2d(values, one, two, three, g)
-    if values.dim() == 5:
-        ours = _dense_gradients(grad, input, PackedTiles(values, one, two, three, g), wanted)
-    elif input.is_cuda:
-        ours = list_gradients(grad, input, lists, wanted)
-    else:
-        ours = _dense_gradients(grad, input, lists, wanted)
+    packing = PackedTiles if values.dim() == 5 else PackedConv2d
+    gradients = kernel_gradients if input.is_cuda else dense_gradients
+    ours = gradients(grad, input, packing(values, one, two, three, g), wanted)
     grad_bias = None
     if ctx.biases:  # one a channel, or one a phase
         each = F.pixel_unshuffle(_phases(grad, g), g.upscale).sum((0, 2, 3), dtype=torch.float32)
         grad_bias = each.view(ctx.biases, -1).sum(1)
     grad_residual = grad if ctx.added else None
     return *ours, *[None] * 4, grad_bias, grad_residual, *[None] * 3
-
-
-def _phases(grad: Tensor, g: ConvGeometry) -> Tensor:
-    """The gradient of outputs, filled up so that each phase has as many."""
-    high, wide = (-(-n // g.upscale) * g.upscale for n in grad.shape[2:])
-    return F.pad(grad, (0, wide - grad.shape[3], 0, high - grad.shape[2]))
-
-
-def _dense_gradients(
-    grad: Tensor, input: Tensor, weight: PackedConv2d | PackedTiles, wanted: tuple[bool, bool]
-) -> tuple[Tensor | None, Tensor | None]:
-    """Torch's, of a dense convolution: of the input and of the packed values."""
-    g = weight.geometry
-    margins = _margins(input, g)
-    padded = F.pad(input, margins)
-    grad_padded, grad_dense, _ = torch.ops.aten.convolution_backward(
-        F.pixel_unshuffle(_phases(grad, g), g.upscale), padded, _unpack(weight), None,
-        [g.stride] * 2, [0, 0], [1, 1], False, [0, 0], 1, [*wanted, False],
-    )  # fmt: skip
-    grad_input = F.pad(grad_padded, [-m for m in margins]) if wanted[0] else None
-    grad_values = None
-    if wanted[1] and isinstance(weight, PackedTiles):
-        matrix = F.pad(packed_rows(grad_dense, g), (0, 0, 0, 0, 0, -g.in_channels % g.block))
-        grad_values = matrix.flatten()[tile_places(weight)] * (weight.values != 0)
-    elif wanted[1] and isinstance(weight, PackedConv2d):
-        grad_values = packed_rows(grad_dense, g).flatten()[places(weight)]
-    return grad_input, grad_values
 
 
 define(_SCHEMA, _run, _fake)

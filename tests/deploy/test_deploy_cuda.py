@@ -20,7 +20,7 @@ from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.capture import capture
 from gansparse.deploy.fuse import fuse
 from gansparse.deploy.steps import ConvLayer, Norm
-from gansparse.ops import sparse_conv2d_reference
+from gansparse.ops import instance_norm_reference, sparse_conv2d_reference
 from gansparse.testing.compare import close
 
 HALF = (torch.float16, torch.bfloat16)
@@ -312,6 +312,25 @@ def test_norms_keep_channels_last(dtype):
     close(y, want, terms=16, scale=float(scale))
     plain = Norm(None, None, 1e-5, fused=[])
     assert torch.isfinite(cuda.ChannelsLastNorm(plain)(torch.full_like(x, 3.0))).all()
+
+
+@pytest.mark.parametrize("affine", [False, True])
+@pytest.mark.parametrize("number", [False, True])
+@torch.no_grad()
+def test_norms_by_our_own_op(monkeypatch, affine, number):
+    """What a GPU would take in 16 bits, by the op's reference."""
+    monkeypatch.setattr(cuda, "has_own_norm", lambda x: True)
+    monkeypatch.setattr(cuda, "instance_norm", instance_norm_reference)
+    x = picture(3, 8, 6, 7).to(torch.bfloat16, memory_format=torch.channels_last)
+    weight, bias, slope = (picture(3, 8)[i].bfloat16() for i in range(3))
+    affines = (weight, bias) if affine else (None, None)
+    norm = Norm(*affines, 1e-5, activation="prelu", slope=0.3 if number else slope, fused=[])
+    y = cuda.ChannelsLastNorm(norm)(x, x)
+    wide = [None if t is None else t.double() for t in affines]
+    normed = nn.functional.instance_norm(x.double(), None, None, *wide)
+    slopes = torch.tensor([0.3]).double() if number else slope.double()
+    want = nn.functional.prelu(normed + x.double(), slopes)
+    close(y, want, terms=4)
 
 
 def test_a_norm_goes_with_its_neighbours(clock):

@@ -32,6 +32,7 @@ struct Matrices {
   float compressed[16][16];
   int index[16][16];
   alignas(16) T b_by_column[8][40];  // as pixels lie, padded
+  alignas(16) T b_by_row[32][8];
 
   explicit Matrices(std::mt19937& random, bool sparse) {
     std::uniform_int_distribution<int> number(-8, 8);
@@ -47,7 +48,10 @@ struct Matrices {
       }
     }
     for (int column = 0; column < 8; ++column) {
-      for (int k = 0; k < 32; ++k) round_to(b[k][column], &b_by_column[column][k]);
+      for (int k = 0; k < 32; ++k) {
+        round_to(b[k][column], &b_by_column[column][k]);
+        round_to(b[k][column], &b_by_row[k][column]);
+      }
     }
   }
 
@@ -101,6 +105,9 @@ __global__ void products(const Matrices<T>& dense, const Matrices<T>& sparse) {
     const int k = 2 * (thread % 4) + 8 * r;
     EXPECT(b[r] == two<T>(dense.b[k][thread / 4], dense.b[k + 1][thread / 4]));
   }
+  uint32_t transposed[4];
+  load_matrices_transposed(transposed, dense.b_by_row[thread]);
+  for (int r = 0; r < 4; ++r) EXPECT(transposed[r] == b[r]);
   multiply<T>(c, a, b);
   for (int i = 0; i < 4; ++i) {
     const int row = thread / 4 + i / 2 * 8;

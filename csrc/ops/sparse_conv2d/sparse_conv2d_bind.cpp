@@ -3,12 +3,9 @@
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
-#include <cstring>
-
-#include "common/check.h"
 #include "common/python_args.h"
 #include "ops/rooms.h"
-#include "ops/sparse_conv2d/sparse_conv2d.h"
+#include "ops/sparse_conv2d/sparse_conv2d_checks.h"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.h"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
 #include "ops/sparse_conv2d/winograd_conv2d.h"
@@ -19,102 +16,19 @@ namespace gansparse {
 namespace {
 
 using sparse_conv2d::Activation;
+using sparse_conv2d::check;
+using sparse_conv2d::check_aligned;
+using sparse_conv2d::check_apart;
+using sparse_conv2d::check_array;
+using sparse_conv2d::check_channels_last;
+using sparse_conv2d::check_geometry;
+using sparse_conv2d::check_shape;
 using sparse_conv2d::Geometry;
 using sparse_conv2d::Padding;
 using sparse_conv2d::Problem;
 using sparse_conv2d::TileActivation;
 using sparse_conv2d::TileProblem;
 using sparse_conv2d::TileType;
-
-const Check check("sparse_conv2d");
-
-std::string text(const std::vector<int64_t>& numbers) {
-  std::string out = "[";
-  for (size_t i = 0; i < numbers.size(); ++i) out += (i ? ", " : "") + std::to_string(numbers[i]);
-  return out + "]";
-}
-
-// Of a dtype and shape, beside the input.
-void check_shape(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
-                 const char* name, Device device) {
-  bool fits = view.dtype == dtype && view.ndim == static_cast<int>(shape.size());
-  for (size_t i = 0; fits && i < shape.size(); ++i) fits = view.shape[i] == shape[i];
-  if (!fits || view.device != device) {
-    refuse(check.op(), name,
-           std::string("be ") + name_of(dtype) + " " + text(shape) + " on " + device.name(),
-           view.text());
-  }
-}
-
-// The same, without gaps.
-void check_array(const TensorView& view, DType dtype, const std::vector<int64_t>& shape,
-                 const char* name, Device device = {}) {
-  check_shape(view, dtype, shape, name, device);
-  check.contiguous(view, name);
-}
-
-void check_aligned(const TensorView& view, const char* name) {
-  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
-    refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
-  }
-}
-
-// [N, C, H, W] that lies as [N, H, W, C], from a multiple of 16 bytes on.
-void check_channels_last(const TensorView& view, const char* name) {
-  int64_t expected = 1;
-  bool fits = true;
-  for (const int i : {1, 3, 2, 0}) {
-    fits = fits && (view.shape[i] == 1 || view.strides[i] == expected);
-    expected *= view.shape[i];
-  }
-  if (!fits && view.numel() > 0) refuse(check.op(), name, "be channels_last", view.text());
-  check_aligned(view, name);
-}
-
-// Memory that is written is nobody else's.
-void check_apart(const TensorView& out, const TensorView& other, const char* name) {
-  const auto bytes = [](const TensorView& view) { return view.numel() * size_of(view.dtype); };
-  const auto begin = [](const TensorView& view) { return reinterpret_cast<uintptr_t>(view.data); };
-  const bool apart = out.data == nullptr || other.data == nullptr ||
-                     begin(out) + bytes(out) <= begin(other) ||
-                     begin(other) + bytes(other) <= begin(out);
-  check.that(apart, "out", std::string("not overlap ") + name, out.text());
-}
-
-Geometry check_geometry(const std::vector<int64_t>& numbers) {
-  const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
-    check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
-  };
-  check.that(numbers.size() == sparse_conv2d::kGeometryNumbers, "weight.geometry",
-             "have 14 numbers", std::to_string(numbers.size()));
-  static_assert(sizeof(Geometry) == sparse_conv2d::kGeometryNumbers * sizeof(int64_t));
-  Geometry g;
-  std::memcpy(&g, numbers.data(), sizeof g);
-  const auto in = [](int64_t x, int64_t low, int64_t high) { return x >= low && x <= high; };
-  constexpr int64_t kMost = int64_t{1} << 20;
-  that(in(g.out_channels, 1, kMost), "out_channels", "be 1 to 2^20", g.out_channels);
-  that(in(g.in_channels, 1, kMost), "in_channels", "be 1 to 2^20", g.in_channels);
-  that(in(g.taps_h, 1, sparse_conv2d::kMostTaps), "taps_h", "be 1 to 15", g.taps_h);
-  that(in(g.taps_w, 1, sparse_conv2d::kMostTaps), "taps_w", "be 1 to 15", g.taps_w);
-  that(in(g.stride, 1, 2), "stride", "be 1 or 2", g.stride);
-  that(in(g.upscale, 1, 2), "upscale", "be 1 or 2", g.upscale);
-  that(in(g.pad_h, 0, kMost), "pad_h", "be 0 to 2^20", g.pad_h);
-  that(in(g.pad_w, 0, kMost), "pad_w", "be 0 to 2^20", g.pad_w);
-  that(in(g.growth_h, -kMost, kMost), "growth_h", "be at most 2^20", g.growth_h);
-  that(in(g.growth_w, -kMost, kMost), "growth_w", "be at most 2^20", g.growth_w);
-  const int64_t padding = static_cast<int64_t>(g.padding);
-  that(in(padding, 0, 2), "padding", "be 0 (zeros), 1 (reflect) or 2 (replicate)", padding);
-  that(g.patch == 1 || g.patch == 2 || g.patch == 4, "patch", "be 1, 2 or 4", g.patch);
-  that(g.vector == 1 || (in(g.vector, 4, 128) && 128 % g.vector == 0), "vector",
-       "be 1, 4, 8, 16, 32, 64 or 128", g.vector);
-  that(in(g.block, 1, kMost), "block", "be 1 to 2^20", g.block);
-  const int64_t rows = g.patch - 1 + (g.taps_h + g.stride - 1) / g.stride;
-  const int64_t columns = g.patch - 1 + (g.taps_w + g.stride - 1) / g.stride;
-  const int64_t floats = g.stride * g.stride * rows * columns * sparse_conv2d::kLanes;
-  that(g.block * floats <= sparse_conv2d::kScratchFloats, "block",
-       "be so few channels that they fit into the scratch", g.block);
-  return g;
-}
 
 // Lists follow one another without gaps, and each belongs to a chunk of rows in its turn. At every
 // call, so no message is made before one is needed.
@@ -373,6 +287,47 @@ Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_fo
   return g;
 }
 
+// Input and tiles, which the op and its gradient have in common.
+DType take_tiles(const TensorView& x, const TensorView& values, const TensorView& places,
+                 const TensorView& starts, const std::vector<int64_t>& geometry,
+                 TileProblem* problem) {
+  const char* op = check.op();
+  TileProblem& p = *problem;
+  p.two_of_four = values.ndim == 5 && values.shape[2] == 1;
+  p.g = check_tile_geometry(geometry, p.two_of_four);
+  const Geometry& g = p.g;
+  const DType dtype = values.dtype;
+  check.that(dtype == DType::kFloat16 || dtype == DType::kBFloat16, "weight.values",
+             "be float16 or bfloat16", values.text());
+  if (x.dtype != dtype || x.ndim != 4 || x.shape[1] != g.in_channels || !x.device.is_cuda()) {
+    refuse(op, "input",
+           std::string("be ") + name_of(dtype) + " [N, " + std::to_string(g.in_channels) +
+               ", H, W] on cuda",
+           x.text());
+  }
+  check_channels_last(x, "input");
+  set_output_size(x, &p);
+  check.that(p.batch * p.height * p.width <= INT32_MAX, "input", "have at most 2^31 pixels",
+             x.text());
+  p.steps = places.ndim == 2 ? places.shape[0] : -1;
+  check_array(places, DType::kInt16, {p.steps, 4}, "weight.places", x.device);
+  check_array(values, dtype, {p.steps, g.vector / 16, p.two_of_four ? 1 : 2, 32, 8},
+              "weight.values", x.device);
+  check_aligned(values, "weight.values");
+  const int64_t tiles = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
+  const int64_t chunks = (g.in_channels + g.block - 1) / g.block;
+  check_array(starts, DType::kInt32, {tiles * chunks + 1}, "weight.starts", x.device);
+  p.input = x.data;
+  p.values = values.data;
+  p.places = places.as<const int16_t>();
+  p.starts = starts.as<const int32_t>();
+  return dtype;
+}
+
+[[maybe_unused]] TileType tile_type(DType dtype) {
+  return dtype == DType::kFloat16 ? TileType::kFloat16 : TileType::kBFloat16;
+}
+
 void convolve_tiles(const py::object& input, const py::object& values, const py::object& metadata,
                     const py::object& places, const py::object& starts,
                     const std::vector<int64_t>& geometry, const py::object& bias,
@@ -390,34 +345,13 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
   const TensorView y = view_of(output, op, "output");
 
   TileProblem p{};
-  p.two_of_four = value_view.ndim == 5 && value_view.shape[2] == 1;
-  p.g = check_tile_geometry(geometry, p.two_of_four);
+  const DType dtype = take_tiles(x, value_view, place_view, start_view, geometry, &p);
   const Geometry& g = p.g;
-  const DType dtype = value_view.dtype;
-  check.that(dtype == DType::kFloat16 || dtype == DType::kBFloat16, "weight.values",
-             "be float16 or bfloat16", value_view.text());
-  if (x.dtype != dtype || x.ndim != 4 || x.shape[1] != g.in_channels || !x.device.is_cuda()) {
-    refuse(op, "input",
-           std::string("be ") + name_of(dtype) + " [N, " + std::to_string(g.in_channels) +
-               ", H, W] on cuda",
-           x.text());
-  }
-  check_channels_last(x, "input");
-  set_output_size(x, &p);
   const Device device = x.device;
-  check.that(p.batch * p.height * p.width <= INT32_MAX, "input", "have at most 2^31 pixels",
-             x.text());
-  p.steps = place_view.ndim == 2 ? place_view.shape[0] : -1;
-  check_array(place_view, DType::kInt16, {p.steps, 4}, "weight.places", device);
-  check_array(value_view, dtype, {p.steps, g.vector / 16, p.two_of_four ? 1 : 2, 32, 8},
-              "weight.values", device);
   check_array(
       metadata_view, DType::kInt32,
       p.two_of_four ? std::vector<int64_t>{p.steps, g.vector / 32, 32} : std::vector<int64_t>{0},
       "weight.metadata", device);
-  const int64_t tiles = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
-  const int64_t chunks = (g.in_channels + g.block - 1) / g.block;
-  check_array(start_view, DType::kInt32, {tiles * chunks + 1}, "weight.starts", device);
   if (bias_view) check_array(*bias_view, DType::kFloat32, {g.out_channels}, "bias", device);
   const std::vector<int64_t> out_shape{p.batch, g.out_channels, p.out_height, p.out_width};
   if (residual_view) {
@@ -439,18 +373,45 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
   if (x.described || y.numel() == 0) return;
 
   // ---- Convolve ---------------------------------------------------------------------------------
-  p.input = x.data;
-  p.values = value_view.data;
   p.metadata = metadata_view.as<const uint32_t>();
-  p.places = place_view.as<const int16_t>();
-  p.starts = start_view.as<const int32_t>();
   p.bias = bias_view ? bias_view->as<const float>() : nullptr;
   p.residual = residual_view ? residual_view->data : nullptr;
   p.output = y.data;
   const py::gil_scoped_release released;
 #ifdef GANSPARSE_WITH_CUDA
-  sparse_conv2d::run_cuda(p, dtype == DType::kFloat16 ? TileType::kFloat16 : TileType::kBFloat16,
-                          device.index, stream);
+  sparse_conv2d::run_cuda(p, tile_type(dtype), device.index, stream);
+#else
+  (void)stream;
+  refuse_cuda();
+#endif
+}
+
+// Gradient of weight.values of block tiles. Without pictures nothing is written.
+void convolve_tiles_gradient(const py::object& input, const py::object& values,
+                             const py::object& places, const py::object& starts,
+                             const std::vector<int64_t>& geometry, const py::object& grad,
+                             const py::object& output, uintptr_t stream) {
+  const char* op = check.op();
+  const TensorView x = view_of(input, op, "input");
+  const TensorView value_view = view_of(values, op, "weight.values");
+  const TensorView grad_view = view_of(grad, op, "grad");
+  const TensorView y = view_of(output, op, "output");
+  TileProblem p{};
+  const DType dtype = take_tiles(x, value_view, view_of(places, op, "weight.places"),
+                                 view_of(starts, op, "weight.starts"), geometry, &p);
+  const Geometry& g = p.g;
+  check.that(!p.two_of_four, "weight.values", "be of block tiles", value_view.text());
+  check.that(g.out_channels % 8 == 0, "weight.geometry.out_channels",
+             "be filled up to a multiple of 8", std::to_string(g.out_channels));
+  check_shape(grad_view, dtype, {p.batch, g.out_channels, p.out_height, p.out_width}, "grad",
+              x.device);
+  check_channels_last(grad_view, "grad");
+  check_array(y, dtype, {p.steps, g.vector / 16, 2, 32, 8}, "output", x.device);
+  if (x.described || y.numel() == 0 || grad_view.numel() == 0) return;
+  const py::gil_scoped_release released;
+#ifdef GANSPARSE_WITH_CUDA
+  sparse_conv2d::run_gradient_cuda(p, tile_type(dtype), grad_view.data, y.data, x.device.index,
+                                   stream);
 #else
   (void)stream;
   refuse_cuda();
@@ -474,6 +435,9 @@ std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
              py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),
              py::arg("output"), py::arg("stream") = uintptr_t{0});
+  module.def("sparse_conv2d_tiles_gradient", &convolve_tiles_gradient, py::arg("input"),
+             py::arg("values"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
+             py::arg("grad"), py::arg("output"), py::arg("stream") = uintptr_t{0});
   return {
       "plain",
 #ifdef GANSPARSE_WITH_X86

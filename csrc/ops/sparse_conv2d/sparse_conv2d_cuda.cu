@@ -3,6 +3,7 @@
 #include "common/launch.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_tiles_gradient.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_warpgroups.h"
 
 namespace gansparse::sparse_conv2d {
@@ -53,6 +54,38 @@ void launch_typed(const TileProblem& p, int device, cudaStream_t stream) {
   }
   return p.g.vector == 16 ? launch<T, TileConfig<1, false>>(p, device, stream)
                           : launch<T, TileConfig<2, false>>(p, device, stream);
+}
+
+template <class T, int kTiles>
+void launch_gradient(const TileProblem& p, const void* grad, void* dvalues, int device,
+                     cudaStream_t stream) {
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const int64_t processors = attribute(cudaDevAttrMultiProcessorCount, device);
+  TileGradientArguments k{{p, {}}, plan_tile_gradient(p, limit), grad, nullptr, 1};
+  k.a.t = k.d.t;
+  const int64_t groups = int64_t{k.d.row_groups} * k.d.chunk_groups;
+  const int64_t tiles = int64_t{k.a.t.tiles_n} * k.a.t.tiles_y * k.a.t.tiles_x;
+  const int64_t splits = std::clamp<int64_t>(processors / groups, 1, tiles);
+  const int64_t size = p.steps * kTiles * 512;
+  const auto kernel = &sparse_conv2d_tiles_gradient_kernel<T, kTiles>;
+  const unsigned grid = admit(kernel, groups * splits * k.d.parts, k.d.shared_bytes, limit);
+  const StreamMemory memory(static_cast<size_t>(splits * size) * sizeof(float), stream, kOp);
+  k.sums = memory.at<float>(0);
+  k.splits = static_cast<int>(splits);
+  kernel<<<grid, kTileGradientThreads, static_cast<size_t>(k.d.shared_bytes), stream>>>(k);
+  check_launch(kOp);
+  constexpr int64_t kEach = int64_t{4} * kTileGradientThreads;
+  const auto add = static_cast<unsigned>((size + kEach - 1) / kEach);
+  sparse_conv2d_tiles_add_kernel<T><<<add, kTileGradientThreads, 0, stream>>>(
+      k.sums, k.splits, size, static_cast<const T*>(p.values), static_cast<T*>(dvalues));
+  check_launch(kOp);
+}
+
+template <class T>
+void launch_gradient_typed(const TileProblem& p, const void* grad, void* dvalues, int device,
+                           cudaStream_t stream) {
+  return p.g.vector == 16 ? launch_gradient<T, 1>(p, grad, dvalues, device, stream)
+                          : launch_gradient<T, 2>(p, grad, dvalues, device, stream);
 }
 
 // ---- Lists, in float32 --------------------------------------------------------------------------
@@ -126,6 +159,18 @@ void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t s
       return launch_typed<Half>(problem, device, stream_of(stream));
     case TileType::kBFloat16:
       return launch_typed<BFloat16>(problem, device, stream_of(stream));
+  }
+}
+
+void run_gradient_cuda(const TileProblem& problem, TileType type, const void* grad, void* dvalues,
+                       int device, uintptr_t stream_handle) {
+  const DeviceGuard guard(device, kOp);
+  const cudaStream_t stream = stream_of(stream_handle);
+  switch (type) {
+    case TileType::kFloat16:
+      return launch_gradient_typed<Half>(problem, grad, dvalues, device, stream);
+    case TileType::kBFloat16:
+      return launch_gradient_typed<BFloat16>(problem, grad, dvalues, device, stream);
   }
 }
 

@@ -176,8 +176,99 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   return best;
 }
 
+// ---- Gradient of the weights, of `block` --------------------------------------------------------
+//
+// dvalues [K, V / 16, 2, 32, 8] T, as values lie: for a kept block the product, over output pixels,
+// of grad [N, OH, OW, O] (V of its channels; O a multiple of 8) with the input that the tap finds
+// for them (8 channels). 0 where the value is 0; outputs that are not there count as 0.
+//
+// How: a block of threads has a group of row tiles and lists (2^log_rows x 2^log_chunks), brings
+// for all of them 128 pixels of grad and of input into shared memory, and walks the tiles of
+// pixels, every `splits`th. A warp keeps up to kSteps steps of one row tile in registers, 64 sums a
+// lane; where a row tile's warps can't hold all, another block (`part`) has the rest. The splits'
+// sums are added by a second kernel, in order: no atomics, the same bits every time.
+//
+// Cost: 2 · K · 4 · 8 V · pixels flops; from the second cache, for each 128 pixels and each group,
+// 128 · 2^log_rows · V · 2 bytes of grad and the halo's pixels · 2^log_chunks · 64 of input, which
+// is why a group is as large as shared memory and registers allow.
+
+constexpr int kTileGradientWarps = 16;
+constexpr int kTileGradientThreads = 32 * kTileGradientWarps;
+constexpr int64_t gradient_steps(int64_t vector) { return 64 / vector; }  // kSteps: 4 or 2
+
+struct TileGradientPlan {
+  TilePlan t;                    // pixels, chunks and row tiles; the rest is of the forward kernel
+  int log_rows, log_chunks;      // row tiles, lists of 32 channels a group: 2^ of these
+  int row_groups, chunk_groups;  // their product: groups
+  int parts;                     // blocks that a group may need for all its steps
+  int grad_pitch;                // bytes a pixel
+  int input_bytes;               // of a buffer, and behind them grad
+  int buffer_bytes;
+  int buffers;  // 1 or 2
+  int shared_bytes;
+};
+
+// Steps of a row tile that its warps hold.
+inline int64_t gradient_room(int64_t vector, int log_rows) {
+  return (kTileGradientWarps >> log_rows) * gradient_steps(vector);
+}
+
+// The group with the fewest bytes a list: of those that fit, and with two buffers where they do.
+inline TileGradientPlan plan_tile_gradient(const TileProblem& p, int64_t shared_limit) {
+  const Geometry& g = p.g;
+  const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
+  TileGradientPlan best{};
+  double best_cost = 0;
+  const TilePlan tiles = plan_tiles(p, shared_limit);
+  const double steps = static_cast<double>(p.steps) / tiles.row_tiles / tiles.chunks;  // of a list
+  for (int log_rows = 0; (1 << log_rows) <= kTileGradientWarps; ++log_rows) {
+    for (int log_chunks = 0; log_chunks <= 3; ++log_chunks) {
+      TileGradientPlan d{};
+      d.t = tiles;
+      d.log_rows = log_rows, d.log_chunks = log_chunks;
+      const int64_t rows = int64_t{1} << log_rows, chunks = int64_t{1} << log_chunks;
+      if (log_rows + log_chunks > 0 &&
+          (rows >= 2 * tiles.row_tiles || chunks >= 2 * tiles.chunks)) {
+        continue;
+      }
+      const int64_t room = gradient_room(g.vector, log_rows);
+      d.row_groups = static_cast<int>(parts(tiles.row_tiles, rows));
+      d.chunk_groups = static_cast<int>(parts(tiles.chunks, chunks));
+      d.parts = static_cast<int>(
+          parts(std::min<int64_t>(chunks, tiles.chunks) * g.taps_h * g.taps_w, room));
+      // 16 bytes more, so that pixels that are read together lie in different banks.
+      d.grad_pitch = static_cast<int>(rows * g.vector * 2 + 16);
+      const int64_t input = chunks * tiles.positions * kPositionBytes;
+      const int64_t buffer = input + int64_t{kTilePixels} * d.grad_pitch;
+      // Places of the warps' blocks; two tables of where the positions' pixels are.
+      const int64_t tables = 4 * (64 / 4 * kTileGradientWarps + int64_t{2} * tiles.positions);
+      d.buffers = 2 * buffer + tables <= shared_limit ? 2 : 1;
+      const int64_t shared = d.buffers * buffer + tables;
+      if (shared > INT32_MAX) continue;
+      d.input_bytes = static_cast<int>(input), d.buffer_bytes = static_cast<int>(buffer);
+      d.shared_bytes = static_cast<int>(shared);
+      // A quarter more steps than the average list's may well be somewhere, and then need a part.
+      const int64_t full = static_cast<int64_t>(1.25 * steps * static_cast<double>(chunks));
+      const double again = static_cast<double>(full / room + 1);
+      const double cost =
+          static_cast<double>(buffer) / static_cast<double>(rows * chunks) * again / d.buffers;
+      const bool fits = shared <= shared_limit;
+      if (best.buffers == 0 || (fits && (cost < best_cost || best.shared_bytes > shared_limit))) {
+        best = d;
+        best_cost = cost;
+      }
+    }
+  }
+  return best;
+}
+
 // ---- Whole op -----------------------------------------------------------------------------------
 
 void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t stream);
+
+// dvalues from the problem's input, values, places and starts and from grad; bias, residual, slopes
+// and output are not looked at.
+void run_gradient_cuda(const TileProblem& problem, TileType type, const void* grad, void* dvalues,
+                       int device, uintptr_t stream);
 
 }  // namespace gansparse::sparse_conv2d

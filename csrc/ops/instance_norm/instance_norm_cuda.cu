@@ -1,0 +1,44 @@
+// SPDX-License-Identifier: Apache-2.0
+// The launches of instance_norm.
+#include "common/launch.cuh"
+#include "ops/instance_norm/instance_norm_kernels.cuh"
+
+namespace gansparse::instance_norm {
+namespace {
+
+constexpr const char* kOp = "instance_norm";
+constexpr int64_t kBlocksBeside = 4;  // on a multiprocessor, of the second kernel
+
+template <class T>
+void launch(const Problem& p, int device, cudaStream_t stream) {
+  int processors = 0;
+  check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), kOp,
+             "cudaDeviceGetAttribute");
+  Arguments a{p, plan_tiles(p, kBlocksBeside * processors), nullptr};
+  const int64_t blocks = p.batch * a.plan.tiles * a.plan.slabs;
+  if (blocks > INT32_MAX) {
+    throw DeviceError("instance_norm: too many pictures and channels for one launch: norm fewer");
+  }
+  const int64_t floats = p.batch * a.plan.tiles * p.channels * 2;
+  const StreamMemory memory(static_cast<size_t>(floats) * sizeof(float), stream, kOp);
+  a.partial = memory.at<float>(0);
+  const auto grid = static_cast<unsigned>(blocks);
+  instance_norm_sums_kernel<T><<<grid, kThreads, 0, stream>>>(a);
+  check_launch(kOp);
+  instance_norm_apply_kernel<T><<<grid, kThreads, 0, stream>>>(a);
+  check_launch(kOp);
+}
+
+}  // namespace
+
+void run_cuda(const Problem& problem, Type type, int device, uintptr_t stream) {
+  const DeviceGuard guard(device, kOp);
+  switch (type) {
+    case Type::kFloat16:
+      return launch<Half>(problem, device, stream_of(stream));
+    case Type::kBFloat16:
+      return launch<BFloat16>(problem, device, stream_of(stream));
+  }
+}
+
+}  // namespace gansparse::instance_norm

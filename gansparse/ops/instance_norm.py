@@ -1,0 +1,141 @@
+# SPDX-License-Identifier: Apache-2.0
+"""instance_norm: InstanceNorm of pictures in channels_last, finished in the same pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from gansparse import _C
+from gansparse.ops._arrays import takes_arrays
+from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops.sparse_conv2d import Activation
+
+
+@takes_arrays
+def instance_norm(
+    input: Tensor,  # [N, C, H, W]
+    weight: Tensor | None = None,  # [C]
+    bias: Tensor | None = None,  # [C]
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,  # [N, C, H, W]
+    activation: Activation = "none",
+    slope: float | Tensor = 0.01,
+) -> Tensor:  # [N, C, H, W]
+    r"""Bring each channel of each picture to mean 0 and variance 1; then sum and activation.
+
+    .. math::
+        y_{n,c,i,j} = \mathrm{activation}\Bigl(\frac{x_{n,c,i,j} - \mu_{n,c}}
+            {\sqrt{\sigma^2_{n,c} + \text{eps}}} \cdot \text{weight}_c + \text{bias}_c +
+            \text{residual}_{n,c,i,j}\Bigr)
+
+    (Ulyanov et al. 2016) with mean and variance of all H · W pixels. T is float32 on the CPU,
+    float16 or bfloat16 on CUDA, where all sums are float32 and the input is read twice and the
+    output written once. The variance is a sum of squared distances from the mean, so a large mean
+    does no harm. Where a gradient is wanted, `instance_norm_reference` computes it, in plain torch.
+    The CUDA kernels have been checked without a GPU only, and not yet been timed.
+
+    Args:
+        input: [N, C, H, W] T, in channels_last, or it is copied; on CUDA C is a multiple of 8.
+        weight: [C] float32; None: 1.
+        bias: [C] float32; None: 0.
+        eps: added to the variance.
+        residual: [N, C, H, W] T, added before the activation.
+        activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
+        slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [C] float32.
+
+    Returns:
+        [N, C, H, W] T, channels_last.
+
+    Raises:
+        InputError: an argument breaks a rule; the message names it and what it was.
+
+    Example:
+        >>> x = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
+        >>> instance_norm(x, eps=0.0).flatten().tolist()
+        [-1.0, 1.0]
+    """
+    slopes = slope if isinstance(slope, Tensor) else None
+    trained = (input, weight, bias, residual, slopes)
+    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
+        return instance_norm_reference(
+            input, weight, bias, eps=eps, residual=residual, activation=activation, slope=slope
+        )
+    number = 0.0 if isinstance(slope, Tensor) else float(slope)
+    y: Tensor = torch.ops.gansparse.instance_norm(
+        input, weight, bias, eps, residual, activation, number, slopes
+    )
+    return y
+
+
+def instance_norm_reference(
+    input: Tensor,
+    weight: Tensor | None = None,
+    bias: Tensor | None = None,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    activation: Activation = "none",
+    slope: float | Tensor = 0.01,
+) -> Tensor:
+    """The same in plain torch, sums at least in float32: to be read, not to be fast."""
+    wide = input if input.dtype == torch.float64 else input.float()
+    mean = wide.mean((2, 3), keepdim=True)
+    variance = (wide - mean).square().mean((2, 3), keepdim=True)
+    z = (wide - mean) / (variance + eps).sqrt()
+    if weight is not None:
+        z = z * weight.view(-1, 1, 1)
+    if bias is not None:
+        z = z + bias.view(-1, 1, 1)
+    if residual is not None:
+        z = z + residual
+    if activation in ("leaky_relu", "prelu"):
+        slopes = torch.as_tensor(slope, dtype=z.dtype, device=z.device).reshape(-1)
+        z = F.prelu(z, slopes)
+    elif activation != "none":
+        z = z.relu() if activation == "relu" else z.tanh()
+    return z.to(input.dtype, memory_format=torch.channels_last)
+
+
+_SCHEMA = """instance_norm(
+    Tensor input, Tensor? weight, Tensor? bias, float eps, Tensor? residual, str activation,
+    float slope, Tensor? slopes) -> Tensor"""
+
+
+def _channels_last(tensor: Tensor | None) -> Tensor | None:
+    if tensor is None or tensor.dim() != 4:
+        return tensor  # the core tells what is wrong
+    return tensor.contiguous(memory_format=torch.channels_last)
+
+
+def _like(input: Tensor) -> Tensor:
+    lies = torch.channels_last if input.dim() == 4 else torch.contiguous_format
+    return torch.empty_like(input, memory_format=lies)
+
+
+def _run(input: Tensor, *arguments: Any) -> Tensor:
+    weight, bias, eps, residual, activation, slope, slopes = arguments
+    output = _like(input)
+    _C.instance_norm(
+        _channels_last(input), weight, bias, eps, _channels_last(residual), activation,
+        slope if slopes is None else slopes, output, current_stream(input),
+    )  # fmt: skip
+    return output
+
+
+def _fake(input: Tensor, *arguments: Any) -> Tensor:
+    weight, bias, eps, residual, activation, slope, slopes = arguments
+    output = _like(input)
+    _C.instance_norm(
+        describe(_channels_last(input)), describe(weight), describe(bias), eps,
+        describe(_channels_last(residual)), activation,
+        slope if slopes is None else describe(slopes), describe(output),
+    )  # fmt: skip
+    return output
+
+
+define(_SCHEMA, _run, _fake)
