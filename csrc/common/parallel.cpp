@@ -2,6 +2,7 @@
 #include "common/parallel.h"
 
 #include <dlfcn.h>
+#include <link.h>
 
 #include <atomic>
 #include <cstring>
@@ -28,11 +29,26 @@ bool bind(void* scope, OpenMp* out) {
          find("omp_get_num_threads", &out->num_threads);
 }
 
+// The file that torch's CPU library was loaded from, or "": distributions put a version behind its
+// name (libtorch_cpu.so.2.6), so the plain name does not find it everywhere.
+std::string torchs_library() {
+  std::string path;
+  dl_iterate_phdr(
+      [](dl_phdr_info* library, std::size_t, void* found) {
+        if (std::strstr(library->dlpi_name, "/libtorch_cpu.so") == nullptr) return 0;
+        *static_cast<std::string*>(found) = library->dlpi_name;
+        return 1;
+      },
+      &path);
+  return path;
+}
+
 // The order in which the dynamic linker resolves torch's own calls: the global scope first (where a
 // preloaded runtime is), then what libtorch_cpu.so depends on.
 bool bind_torchs_runtime(OpenMp* out) {
   if (bind(RTLD_DEFAULT, out)) return true;
-  void* torch = dlopen("libtorch_cpu.so", RTLD_LAZY | RTLD_NOLOAD);
+  const std::string path = torchs_library();
+  void* torch = path.empty() ? nullptr : dlopen(path.c_str(), RTLD_LAZY | RTLD_NOLOAD);
   if (torch == nullptr) return false;
   const bool found = bind(torch, out);
   dlclose(torch);  // undoes only this dlopen's count: torch itself stays

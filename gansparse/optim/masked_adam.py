@@ -234,7 +234,7 @@ class MaskedAdam(torch.optim.Optimizer):
         super().__setstate__(state)
         for group in self.param_groups:
             for name in ("amsgrad", "maximize", "capturable", "decoupled_weight_decay"):
-                group.setdefault(name, False)
+                group.setdefault(name, self.defaults[name])
 
 
 class MaskedAdamW(MaskedAdam):

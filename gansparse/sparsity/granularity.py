@@ -35,7 +35,6 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from gansparse import _C
@@ -106,8 +105,10 @@ class Pattern:
         if tile := self._tile():
             rows, columns = tile
             sizes = self._tile_sizes(magnitude)  # [⌈O/rows⌉, ⌈C/columns⌉, 1]
-            padded = F.pad(weighed, (0, 0, 0, -channels % columns, 0, -out % rows))
-            tiles = padded.view(groups, sizes.shape[0], rows, sizes.shape[1], columns, taps)
+            down, across = sizes.shape[:2]
+            padded = weighed.new_zeros(groups, down * rows, across * columns, taps)
+            padded[:, :out, :channels] = weighed  # torch 2.6 pads no empty tensor
+            tiles = padded.view(groups, down, rows, across, columns, taps)
             mean = tiles.sum(dim=(2, 4)) / sizes
             return mean.masked_fill_(gone[:, ::rows, ::columns], _GONE)
         if self.granularity == "kernel":

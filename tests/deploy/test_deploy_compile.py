@@ -255,7 +255,6 @@ def test_threads_share_one_and_run_two():
     assert not wrong
 
 
-@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 def test_after_fork():
     network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3), nn.ReLU()))
     compiled = deploy.compile(network, picture())

@@ -77,7 +77,9 @@ def apart(got: torch.Tensor, want: torch.Tensor) -> float:
 def test_without_masks_is_torchs_adam(options: dict[str, Any], device: str) -> None:
     ours, theirs = network(device), network(device)
     one = MaskedAdam(ours.parameters(), **options)
-    other = torch.optim.Adam(theirs.parameters(), **options)
+    torchs = dict(options)  # before 2.7 torch's Adam does not know this one
+    adamw = torchs.pop("decoupled_weight_decay", False)
+    other = (torch.optim.AdamW if adamw else torch.optim.Adam)(theirs.parameters(), **torchs)
     for step in range(STEPS):
         for net, optimizer in ((ours, one), (theirs, other)):
             fixed_gradients(net, step)
@@ -240,6 +242,17 @@ def test_takes_over_from_torchs_adam_and_back() -> None:
     backward(net, 2)
     first.step()
     assert first.state[net[0].weight]["step"] == 3
+
+
+def test_takes_over_from_an_adamw_that_does_not_say_so() -> None:
+    net = network()
+    first = torch.optim.AdamW(net.parameters(), weight_decay=0.1)
+    document = first.state_dict()
+    document["param_groups"][0].pop("decoupled_weight_decay", None)  # as torch 2.6 writes it
+    second = MaskedAdamW(net.parameters())
+    second.load_state_dict(document)
+    assert second.param_groups[0]["decoupled_weight_decay"]
+    assert second.param_groups[0]["weight_decay"] == 0.1
 
 
 def test_copies_carry_their_masks() -> None:
