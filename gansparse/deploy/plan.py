@@ -33,6 +33,8 @@ from gansparse.deploy.steps import (
 
 #: A kernel's output may differ from torch's by this share of the largest of the layer's outputs.
 TOLERANCE = 1e-4
+#: Bytes of a weight that the second cache does not keep while other layers run.
+LARGE_WEIGHT = 1 << 20
 _EITHER_LAYOUT = {
     F.relu, F.leaky_relu, F.prelu, F.tanh, F.elu, F.gelu, F.silu, F.hardtanh, F.softplus,
     F.dropout, torch.relu, torch.prelu, torch.tanh, torch.sigmoid, torch.cat, torch.add, torch.mul,
@@ -219,6 +221,7 @@ class _Runner(fx.Interpreter):
             times = self.cache.times(
                 _key(layer, size, expected.shape, read[1] is not None),
                 {n: _timed(way, read) for n, way in ways.items()},
+                cold=layer.weight.numel() * layer.weight.element_size() >= LARGE_WEIGHT,
             )
         found = _Layer(layer, size, times)
         if on_cuda:
