@@ -191,6 +191,8 @@ class _Runner(fx.Interpreter):
             return out
         if isinstance(step, Norm) and cuda.on_cuda(out.device):
             self.norms[n] = cuda.ChannelsLastNorm(step)
+        elif isinstance(step, Norm):
+            step.on_cpu = True
         if self.choices is None and isinstance(out, Tensor) and n.target is not expect:
             again: measure.Runs = {"torch": lambda: super(_Runner, self).run_node(n)}
             if n in self.norms:
@@ -202,7 +204,9 @@ class _Runner(fx.Interpreter):
                 self.costs[n] = {"NCHW": times["torch"], "channels_last": last}
             fused = tuple(step.fused) if isinstance(step, Norm) else ()
             name = self.names.get(str(n.target), _label(n))
-            why = "InstanceNorm by group norm" if fused or isinstance(step, Norm) else "not fused"
+            why = "InstanceNorm by group norm" if isinstance(step, Norm) else "not fused"
+            if isinstance(step, Norm) and step.on_cpu:
+                why = "InstanceNorm in one pass"
             if step is not None and not isinstance(step, Norm):
                 why = "runs as it was"
             self.rows[n] = Row(name, _text(out.shape), None, "torch", times, why, fused)

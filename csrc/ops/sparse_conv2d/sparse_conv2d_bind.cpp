@@ -458,7 +458,10 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
 
 }  // namespace
 
+void bind_instance_norm(py::module_& module);  // instance_norm_bind.cpp
+
 std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
+  bind_instance_norm(module);
   module.def("sparse_conv2d", &convolve, py::arg("input"), py::arg("values"), py::arg("offsets"),
              py::arg("starts"), py::arg("rows"), py::arg("geometry"), py::arg("bias"),
              py::arg("residual"), py::arg("activation"), py::arg("slope"), py::arg("out"),

@@ -8,6 +8,7 @@
 
 #include "common/cpu_features.h"
 #include "common/parallel.h"
+#include "ops/sparse_conv2d/instance_norm_simd.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
 #include "ops/sparse_conv2d/winograd_conv2d_simd.h"
@@ -92,6 +93,20 @@ RunWinograd choose_winograd() {
   }
 #endif
   return &run_winograd_units<Plain>;
+}
+
+RunNorm choose_norm() {
+#ifdef GANSPARSE_WITH_X86
+  switch (simd_level()) {
+    case SimdLevel::kAvx512:
+      return &run_norm_avx512;
+    case SimdLevel::kAvx2:
+      return &run_norm_avx2;
+    case SimdLevel::kPlain:
+      break;
+  }
+#endif
+  return &run_norm_planes<Plain>;
 }
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
@@ -220,6 +235,13 @@ void run_winograd(const Problem& p) {
     space.sums = space.outputs + outputs;
     run(p, plan, space, begin, end);
   });
+}
+
+void run_norm(const NormProblem& p) {
+  const RunNorm run = choose_norm();
+  // A pixel of a norm takes as long as eight multiply-adds of a convolution.
+  parallel_for(p.batch * p.channels, 1 + kGrainWork / 8 / p.pixels,
+               [&](int64_t begin, int64_t end) { run(p, begin, end); });
 }
 
 }  // namespace gansparse::sparse_conv2d

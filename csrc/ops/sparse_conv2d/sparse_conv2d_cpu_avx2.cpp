@@ -2,6 +2,7 @@
 // Compiled with -mavx2 -mfma.
 #include <immintrin.h>
 
+#include "ops/sparse_conv2d/instance_norm_simd.h"
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
 #include "ops/sparse_conv2d/winograd_conv2d_simd.h"
 
@@ -62,6 +63,10 @@ void run_units_avx2(const Problem& p, const Plan& plan, const Workspace& space, 
 void run_winograd_avx2(const Problem& p, const Plan& plan, const WinogradSpace& space,
                        int64_t begin, int64_t end) {
   run_winograd_units<Avx2>(p, plan, space, begin, end);
+}
+
+void run_norm_avx2(const NormProblem& p, int64_t begin, int64_t end) {
+  run_norm_planes<Avx2>(p, begin, end);
 }
 
 }  // namespace gansparse::sparse_conv2d

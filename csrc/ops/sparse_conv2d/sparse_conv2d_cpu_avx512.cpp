@@ -2,6 +2,7 @@
 // Compiled with -mavx512f -mavx512bw -mavx512dq -mavx512vl -mfma.
 #include <immintrin.h>
 
+#include "ops/sparse_conv2d/instance_norm_simd.h"
 #include "ops/sparse_conv2d/sparse_conv2d_simd.h"
 #include "ops/sparse_conv2d/winograd_conv2d_simd.h"
 
@@ -64,6 +65,10 @@ void run_units_avx512(const Problem& p, const Plan& plan, const Workspace& space
 void run_winograd_avx512(const Problem& p, const Plan& plan, const WinogradSpace& space,
                          int64_t begin, int64_t end) {
   run_winograd_units<Avx512>(p, plan, space, begin, end);
+}
+
+void run_norm_avx512(const NormProblem& p, int64_t begin, int64_t end) {
+  run_norm_planes<Avx512>(p, begin, end);
 }
 
 }  // namespace gansparse::sparse_conv2d
