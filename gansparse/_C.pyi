@@ -79,6 +79,16 @@ def sparse_conv2d_gradient(
     output: Array,
     stream: int = 0,
 ) -> None: ...
+def instance_norm(
+    input: Array,
+    weight: Array | None,
+    bias: Array | None,
+    residual: Array | None,
+    eps: float,
+    activation: str,
+    slope: float | Array,
+    out: Array,
+) -> None: ...
 def winograd_conv2d(
     input: Array,
     values: Array,
