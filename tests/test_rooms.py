@@ -128,5 +128,5 @@ def test_only_the_binding_knows_python_and_nothing_knows_torch(op: str) -> None:
     for source in (ROOT / "csrc/ops" / op).iterdir():
         text = source.read_text(encoding="utf-8")
         assert not re.search(r"#include <(torch|ATen|c10)", text), source.name
-        if source.name != f"{op}_bind.cpp":
+        if not source.name.endswith("_bind.cpp"):
             assert "pybind11" not in text, source.name
