@@ -44,8 +44,11 @@ def candidates(sample: Sample, device: str, dtype: torch.dtype) -> dict[str, Can
         if a["activation"] == "relu":
             y.relu_()
 
-    pictures = (a["input"], a["residual"])
-    planes = (None if x is None else x.contiguous() for x in pictures)
+    planes, pictures = (
+        tuple(None if x is None else x.contiguous(memory_format=lies)
+              for x in (a["input"], a["residual"]))
+        for lies in (torch.contiguous_format, torch.channels_last)
+    )  # fmt: skip
     found: dict[str, Candidate] = {
         OURS: torch.inference_mode()(partial(instance_norm, **a)),
         "torch": partial(torchs, *planes),

@@ -33,6 +33,8 @@ from gansparse.deploy.steps import (
 
 #: A kernel's output may differ from torch's by this share of the largest of the layer's outputs.
 TOLERANCE = 1e-4
+#: Bytes of a weight that the second cache does not keep while other layers run.
+LARGE_WEIGHT = 1 << 20
 _EITHER_LAYOUT = {
     F.relu, F.leaky_relu, F.prelu, F.tanh, F.elu, F.gelu, F.silu, F.hardtanh, F.softplus,
     F.dropout, torch.relu, torch.prelu, torch.tanh, torch.sigmoid, torch.cat, torch.add, torch.mul,
@@ -189,6 +191,8 @@ class _Runner(fx.Interpreter):
             return out
         if isinstance(step, Norm) and cuda.on_cuda(out.device):
             self.norms[n] = cuda.ChannelsLastNorm(step)
+        elif isinstance(step, Norm):
+            step.on_cpu = True
         if self.choices is None and isinstance(out, Tensor) and n.target is not expect:
             again: measure.Runs = {"torch": lambda: super(_Runner, self).run_node(n)}
             if n in self.norms:
@@ -200,7 +204,9 @@ class _Runner(fx.Interpreter):
                 self.costs[n] = {"NCHW": times["torch"], "channels_last": last}
             fused = tuple(step.fused) if isinstance(step, Norm) else ()
             name = self.names.get(str(n.target), _label(n))
-            why = "InstanceNorm by group norm" if fused or isinstance(step, Norm) else "not fused"
+            why = "InstanceNorm by group norm" if isinstance(step, Norm) else "not fused"
+            if isinstance(step, Norm) and step.on_cpu:
+                why = "InstanceNorm in one pass"
             if step is not None and not isinstance(step, Norm):
                 why = "runs as it was"
             self.rows[n] = Row(name, _text(out.shape), None, "torch", times, why, fused)
@@ -219,6 +225,7 @@ class _Runner(fx.Interpreter):
             times = self.cache.times(
                 _key(layer, size, expected.shape, read[1] is not None),
                 {n: _timed(way, read) for n, way in ways.items()},
+                cold=layer.weight.numel() * layer.weight.element_size() >= LARGE_WEIGHT,
             )
         found = _Layer(layer, size, times)
         if on_cuda:

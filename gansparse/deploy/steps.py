@@ -9,23 +9,24 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Literal, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gansparse import _C
 from gansparse.nn import SparseConv2d, SparseConvTranspose2d
 from gansparse.ops import (
-    PackedWinograd,
     pack_sparse_conv2d,
     pack_sparse_conv_transpose2d,
     pack_winograd_conv2d,
     pack_winograd_conv_transpose2d,
-    winograd_conv2d,
 )
-from gansparse.ops.sparse_conv2d import Activation
+from gansparse.ops.sparse_conv2d import Activation, _output
 from gansparse.ops.sparse_conv2d_packing import PaddingMode
+from gansparse.ops.winograd_conv2d import _run as run_winograd
 
 Pair = tuple[int, int]
 Slope = float | Tensor
@@ -39,6 +40,9 @@ _WORTH_SPREADING = 1 / 8
 _WORTH_PACKING = 0.1
 #: Filters may share a pattern though each lost some more: what that may cost.
 _WORTH_SHARING = 1.1
+#: Up to this share of zeros, sixteen filters that share all that any of them has may still be the
+#: fastest: a dense kernel for small pictures.
+_WORTH_FILLING = 0.6
 #: Rows and columns below which patches of 4 x 4 are never full.
 _WINOGRAD_PIXELS = 4
 
@@ -238,9 +242,11 @@ class Sparse(nn.Module):
     output channel 4 o + 2 a + b is phase (a, b) of channel o.
     """
 
-    def __init__(self, layer: ConvLayer, vector: int, size: tuple[int, int, int]) -> None:
+    def __init__(
+        self, layer: ConvLayer, vector: int, size: tuple[int, int, int], *, on_cpu: bool = False
+    ) -> None:
         super().__init__()
-        self.layer = layer
+        self.layer, self.on_cpu = layer, on_cpu
         slope, activation, bias = layer.slope, layer.activation, layer.bias
         fused_shuffle = can_shuffle(layer)
         self.shuffle = 1 if fused_shuffle else layer.shuffle
@@ -276,7 +282,7 @@ class Sparse(nn.Module):
         out: Tensor | None = None,  # [N, O', OH, OW], where the shuffle is the kernel's
     ) -> Tensor:  # [N, O', OH, OW]
         """The layer; into ``out``, if that is given."""
-        y = cast(Tensor, self.conv(x, residual, out))
+        y: Tensor = (self.conv.run if self.on_cpu else self.conv)(x, residual, out)
         return y if self.shuffle == 1 else F.pixel_shuffle(y, self.shuffle)
 
 
@@ -318,21 +324,23 @@ class Winograd(nn.Module):
         out: Tensor | None = None,  # [N, O', OH, OW], where nothing is shuffled
     ) -> Tensor:  # [N, O', OH, OW]
         """The layer; into ``out``, if that is given."""
-        y = winograd_conv2d(
-            x, PackedWinograd(self.values, self.geometry), self.bias,
-            residual=residual, activation=self.layer.activation, slope=self.slope, out=out,
+        has, number = self._buffers, 0.0 if isinstance(self.slope, Tensor) else self.slope
+        y = _output(x, self.geometry) if out is None else out
+        run_winograd(
+            x, has["values"], self.geometry, has["bias"], residual, self.layer.activation, number,
+            self.slope if isinstance(self.slope, Tensor) else None, y,
         )  # fmt: skip
         return y if self.shuffle == 1 else F.pixel_shuffle(y, self.shuffle)
 
 
 class Norm(nn.Module):
-    """InstanceNorm, then a sum, then an activation: after the first pass all is in place.
+    """InstanceNorm, then a sum, then an activation.
 
-    By torch's group norm with a group a channel: it norms plane by plane, so that each plane is
-    still in the cache when it is scaled, where torch's instance norm passes over the whole tensor
-    three times: 5x its time on [1, 64, 128, 128], one thread of a Zen 5. Only in NCHW: torch's
-    channels_last kernel takes the variance as mean square less squared mean, in float32, and errs
-    by 1e-3 where a channel's mean is three times its deviation.
+    On the CPU (`on_cpu`) in one pass over each plane, by the core's ``instance_norm``. Elsewhere by
+    torch's group norm with a group a channel: it norms plane by plane, where torch's instance norm
+    passes over the whole tensor three times. Only in NCHW: torch's channels_last kernel takes the
+    variance as mean square less squared mean, in float32, and errs by 1e-3 where a channel's mean
+    is three times its deviation.
 
     Args:
         weight: [C], or None.
@@ -357,6 +365,7 @@ class Norm(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("bias", bias)
         self.eps, self.activation, self.slope, self.fused = eps, activation, slope, fused
+        self.on_cpu = False
 
     def forward(
         self,
@@ -364,6 +373,15 @@ class Norm(nn.Module):
         residual: Tensor | None = None,  # [N, C, H, W]
     ) -> Tensor:  # [N, C, H, W]
         """The norm and what follows."""
+        if self.on_cpu:
+            has, out = self._buffers, torch.empty(x.shape)
+            torch.get_num_threads()  # applies torch.set_num_threads to this thread
+            _C.instance_norm(
+                x.contiguous(), has["weight"], has["bias"], self.eps,
+                None if residual is None else residual.contiguous(), self.activation, self.slope,
+                out,
+            )  # fmt: skip
+            return out
         y = F.group_norm(
             x, x.shape[1], cast("Tensor | None", self.weight), cast("Tensor | None", self.bias),
             self.eps,
@@ -447,9 +465,13 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
         n, _, h, w = size
         if _takes_winograd(layer, size):
             found["winograd"] = Kernel("NCHW", lambda: Winograd(layer))
-        for vector in vector_sizes(layer):
+        vectors = vector_sizes(layer)
+        if layer.sparsity <= _WORTH_FILLING and layer.out_channels > 8:
+            vectors = list(dict.fromkeys([*vectors, 16]))
+        for vector in vectors:
             name = "sparse" if vector == 1 else f"sparse vector-{vector}"
-            found[name] = Kernel("NCHW", lambda v=vector: Sparse(layer, v, (n, h, w)))  # type: ignore
+            made = partial(Sparse, layer, vector, (n, h, w), on_cpu=True)
+            found[name] = Kernel("NCHW", made)
     return found
 
 

@@ -16,7 +16,7 @@ from gansparse.ops import (
     sparse_conv2d,
     sparse_conv_transpose2d,
 )
-from gansparse.ops.sparse_conv2d import Activation
+from gansparse.ops.sparse_conv2d import Activation, _output, _run_out
 from gansparse.ops.sparse_conv2d_packing import ConvGeometry
 
 _PACKED = ("values", "offsets", "starts", "rows", "geometry")
@@ -57,6 +57,16 @@ class _SparseConv(nn.Module):
     def packed(self) -> PackedConv2d:
         """The packed weight, as the ops take it."""
         return PackedConv2d(self.values, self.offsets, self.starts, self.rows, self._numbers)
+
+    def run(self, x: Tensor, residual: Tensor | None = None, out: Tensor | None = None) -> Tensor:
+        """`forward` past torch's dispatcher and modules: on the CPU, without gradients."""
+        has, slope = self._buffers, self._buffers["slope"]
+        out = _output(x, self._numbers) if out is None else out
+        _run_out(
+            x, has["values"], has["offsets"], has["starts"], has["rows"], self._numbers,
+            has["bias"], residual, self.activation, self.slope_number, slope, out,
+        )  # fmt: skip
+        return out
 
     def extra_repr(self) -> str:
         """Sizes and how much of it stayed."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""instance_norm: InstanceNorm of pictures in channels_last, finished in the same pass."""
+"""instance_norm: InstanceNorm, a sum and an activation in one pass over the pictures."""
 
 from __future__ import annotations
 
@@ -40,7 +40,8 @@ def instance_norm(
     The CUDA kernels have been checked without a GPU only, and not yet been timed.
 
     Args:
-        input: [N, C, H, W] T, in channels_last, or it is copied; on CUDA C is a multiple of 8.
+        input: [N, C, H, W] T, contiguous on the CPU and channels_last on CUDA, or it is copied; on
+            CUDA C is a multiple of 8.
         weight: [C] float32; None: 1.
         bias: [C] float32; None: 0.
         eps: added to the variance.
@@ -49,7 +50,7 @@ def instance_norm(
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [C] float32.
 
     Returns:
-        [N, C, H, W] T, channels_last.
+        [N, C, H, W] T, contiguous on the CPU, channels_last on CUDA.
 
     Raises:
         InputError: an argument breaks a rule; the message names it and what it was.
@@ -98,7 +99,7 @@ def instance_norm_reference(
         z = F.prelu(z, slopes)
     elif activation != "none":
         z = z.relu() if activation == "relu" else z.tanh()
-    return z.to(input.dtype, memory_format=torch.channels_last)
+    return z.to(input.dtype, memory_format=_layout(input))
 
 
 _SCHEMA = """instance_norm(
@@ -106,22 +107,20 @@ _SCHEMA = """instance_norm(
     float slope, Tensor? slopes) -> Tensor"""
 
 
-def _channels_last(tensor: Tensor | None) -> Tensor | None:
-    if tensor is None or tensor.dim() != 4:
-        return tensor  # the core tells what is wrong
-    return tensor.contiguous(memory_format=torch.channels_last)
-
-
-def _like(input: Tensor) -> Tensor:
-    lies = torch.channels_last if input.dim() == 4 else torch.contiguous_format
-    return torch.empty_like(input, memory_format=lies)
+def _layout(input: Tensor) -> torch.memory_format:
+    """How the kernels of this device want their pictures."""
+    last = input.device.type == "cuda" and input.dim() == 4  # or the core tells what is wrong
+    return torch.channels_last if last else torch.contiguous_format
 
 
 def _run(input: Tensor, *arguments: Any) -> Tensor:
     weight, bias, eps, residual, activation, slope, slopes = arguments
-    output = _like(input)
+    lies = _layout(input)
+    output = torch.empty_like(input, memory_format=lies)
+    if residual is not None and residual.dim() == 4:
+        residual = residual.contiguous(memory_format=lies)
     _C.instance_norm(
-        _channels_last(input), weight, bias, eps, _channels_last(residual), activation,
+        input.contiguous(memory_format=lies), weight, bias, eps, residual, activation,
         slope if slopes is None else slopes, output, current_stream(input),
     )  # fmt: skip
     return output
@@ -129,11 +128,14 @@ def _run(input: Tensor, *arguments: Any) -> Tensor:
 
 def _fake(input: Tensor, *arguments: Any) -> Tensor:
     weight, bias, eps, residual, activation, slope, slopes = arguments
-    output = _like(input)
+    lies = _layout(input)
+    output = torch.empty_like(input, memory_format=lies)
+    if residual is not None and residual.dim() == 4:
+        residual = residual.contiguous(memory_format=lies)
     _C.instance_norm(
-        describe(_channels_last(input)), describe(weight), describe(bias), eps,
-        describe(_channels_last(residual)), activation,
-        slope if slopes is None else describe(slopes), describe(output),
+        describe(input.contiguous(memory_format=lies)), describe(weight), describe(bias), eps,
+        describe(residual), activation, slope if slopes is None else describe(slopes),
+        describe(output),
     )  # fmt: skip
     return output
 

@@ -201,6 +201,7 @@ _SCHEMA = """winograd_conv2d(
 
 
 def _run(input: Tensor, *arguments: Any) -> None:
+    """The op, past torch's dispatcher: for plain tensors."""
     values, geometry, bias, residual, activation, slope, slopes, out = arguments
     current_stream(input)
     _C.winograd_conv2d(

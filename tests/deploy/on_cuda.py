@@ -25,7 +25,7 @@ class Clock:
         self.kernel, self.whole = kernel, whole
         self.asked: list[set[str]] = []
 
-    def __call__(self, runs, rounds=3, seconds=0.0, *, device=None, whole=False):
+    def __call__(self, runs, rounds=3, seconds=0.0, *, device=None, whole=False, cold=False):
         self.asked.append(set(runs))
         for run in runs.values():
             run()

@@ -9,17 +9,18 @@
 //
 // | argument   | shape                | dtype                               | role  |
 // |------------|----------------------|-------------------------------------|-------|
-// | input      | [N, C, H, W]         | T, channels_last                    | read  |
+// | input      | [N, C, H, W]         | T, contiguous; channels_last (CUDA) | read  |
 // | weight     | [C], or None: 1      | float32                             | read  |
 // | bias       | [C], or None: 0      | float32                             | read  |
 // | eps        | number               | float32                             | ≥ 0   |
-// | residual   | [N, C, H, W], or None | T, channels_last                   | read  |
+// | residual   | [N, C, H, W], or None | T, laid out as the input           | read  |
 // | activation | name                 | none, relu, leaky_relu, prelu, tanh |       |
 // | slope      | number; prelu: [1], [C] | float32                          | read  |
 //
-// The result is new, [N, C, H, W] T in channels_last. T is float32 on the CPU, float16 or bfloat16
-// on CUDA, where C is a multiple of 8. The variance is a sum of squared distances from the mean,
-// never a difference of sums: what a large mean costs is only the rounding of the input.
+// The result is a new [N, C, H, W] T, laid out as the input. T is float32 on the CPU, float16 or
+// bfloat16 on CUDA, where C is a multiple of 8. The variance is a sum of squared distances from the
+// mean or from a number near it, never a difference of large sums: what a large mean costs is only
+// the rounding of the input.
 //
 // On CUDA, two kernels. A block of the first has 64 channels of a tile of pixels of one picture; it
 // leaves their mean and the sum of their squared distances from it, in registers in two passes over
@@ -27,7 +28,8 @@
 // tiles, in order, and applies. No atomics: the same bits every time.
 //
 // Cost: the input is read twice and the output written once: 6 bytes an element of 16 bits, and 2
-// of a residual. 8 bytes for each channel and tile in between.
+// of a residual. 8 bytes for each channel and tile in between. On the CPU a plane is read three
+// times and written once, in the first or second cache by then.
 #pragma once
 
 #include <algorithm>
@@ -40,15 +42,15 @@ enum class Type { kFloat16, kBFloat16 };
 
 struct Problem {
   int64_t batch, pixels, channels;  // N, H · W, C
-  const void* input;                // [N, H · W, C]
+  const void* input;                // [N, H · W, C]; on the CPU [N, C, H · W]
   const float* weight;              // [C], or null
   const float* bias;                // [C], or null
-  const void* residual;             // [N, H · W, C], or null
+  const void* residual;             // as the input, or null
   const float* slopes;              // [1] or [C], or null: slope
   int64_t slope_step;               // 0 or 1
   float slope, eps;
   Activation activation;
-  void* output;  // [N, H · W, C]
+  void* output;  // as the input
 };
 
 // ---- CUDA ---------------------------------------------------------------------------------------
@@ -77,6 +79,10 @@ inline Plan plan_tiles(const Problem& p, int64_t blocks) {
 }
 
 // ---- Whole op -----------------------------------------------------------------------------------
+
+// Planes [begin, end) of N · C.
+void norm_planes_avx2(const Problem& p, int64_t begin, int64_t end);
+void norm_planes_avx512(const Problem& p, int64_t begin, int64_t end);
 
 void run_cpu(const Problem& problem);
 void run_cuda(const Problem& problem, Type type, int device, uintptr_t stream);

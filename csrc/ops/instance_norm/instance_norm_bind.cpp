@@ -19,13 +19,15 @@ using instance_norm::Type;
 
 const Check check("instance_norm");
 
-// As the input: its dtype and device, and its shape as pictures in channels_last.
+// As the input: its dtype and device, and its shape as pictures, which lie in channels_last on
+// CUDA.
 void check_pictures(const TensorView& view, const TensorView& x, const char* name) {
   if (view.dtype != x.dtype || view.device != x.device || !view.same_shape(x)) {
     refuse(check.op(), name,
            std::string("be ") + name_of(x.dtype) + " " + x.shape_text() + " on " + x.device.name(),
            view.text());
   }
+  if (!view.device.is_cuda()) return check.contiguous(view, name);
   int64_t expected = 1;
   bool fits = true;
   for (const int i : {1, 3, 2, 0}) {
@@ -33,7 +35,7 @@ void check_pictures(const TensorView& view, const TensorView& x, const char* nam
     expected *= view.shape[i];
   }
   if (!fits && view.numel() > 0) refuse(check.op(), name, "be channels_last", view.text());
-  if (view.device.is_cuda() && reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
+  if (reinterpret_cast<uintptr_t>(view.data) % 16 != 0) {
     refuse(check.op(), name, "begin at a multiple of 16 bytes", view.text() + " elsewhere");
   }
 }
@@ -86,6 +88,8 @@ void norm(const py::object& input, const py::object& weight, const py::object& b
   if (bias_view) p.bias = check_channels(*bias_view, x, "bias");
   if (residual_view) check_pictures(*residual_view, x, "residual");
   check_pictures(y, x, "output");
+  check.that(x.described || y.data != x.data || x.numel() == 0, "output",
+             "be another array than the input", "the input itself");
   p.activation = check_activation(activation);
   if (PyFloat_Check(slope.ptr())) {
     p.slope = slope.cast<float>();
@@ -122,6 +126,10 @@ std::vector<std::string> bind_instance_norm(py::module_& module) {
              py::arg("output"), py::arg("stream") = uintptr_t{0});
   return {
       "plain",
+#ifdef GANSPARSE_WITH_X86
+      "avx2",
+      "avx512",
+#endif
 #ifdef GANSPARSE_WITH_CUDA
       "cuda",
 #endif

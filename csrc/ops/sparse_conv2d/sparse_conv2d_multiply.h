@@ -62,7 +62,8 @@ template <class Simd, int kPatch>
                                         int64_t row_floats, bool add, float* sums) {
   using Reg = typename Simd::Reg;
   using P = Pass<Simd, kPatch, Simd::kSums>;
-  constexpr int kSums = P::kSums, kPartial = P::kPartial;
+  // Half of the registers hide the latency already, as the loads are what the loop waits for.
+  constexpr int kSums = P::kSums, kPartial = P::kPartial > 1 ? P::kPartial / 2 : 1;
   for (int64_t list = lists.first; list < lists.last; ++list) {
     const float* const values = lists.p.values;
     const uint16_t* const offsets = lists.p.offsets;
@@ -91,52 +92,60 @@ template <class Simd, int kPatch>
 #pragma GCC unroll 16
         for (int u = 0; u < kPartial; ++u) add_weight(k + u, sum[u]);
       }
-      for (; k < end; ++k) add_weight(k, sum[0]);
+#pragma GCC unroll 16
+      for (int u = 0; u < kPartial - 1; ++u) {
+        if (k + u < end) add_weight(k + u, sum[u]);
+      }
 #pragma GCC unroll 16
       for (int i = 0; i < kSums; ++i) {
+        constexpr int kHalf = kPartial / 2;
 #pragma GCC unroll 16
-        for (int u = 1; u < kPartial; ++u) sum[0][i] = Simd::add(sum[0][i], sum[u][i]);
+        for (int u = 0; u < kHalf; ++u) sum[u][i] = Simd::add(sum[u][i], sum[kHalf + u][i]);
+#pragma GCC unroll 16
+        for (int u = 1; u < kHalf; ++u) sum[0][i] = Simd::add(sum[0][i], sum[u][i]);
         Simd::store(row + i * Simd::kWidth, sum[0][i]);
       }
     }
   }
 }
 
-// V a multiple of 4: four rows at a time share the loads of the input.
-template <class Simd, int kPatch>
+// V a multiple of kTogether: so many rows at a time share the loads of the input.
+template <class Simd, int kPatch, int kTogether>
 [[gnu::noinline]] void multiply_vector(const Lists& lists, const float* scratch, int64_t row_floats,
                                        bool add, float* sums) {
   using Reg = typename Simd::Reg;
-  constexpr int kFour = 4;
-  using P = Pass<Simd, kPatch, Simd::kSums / kFour>;
+  using P = Pass<Simd, kPatch, Simd::kSums / kTogether>;
   constexpr int kSums = P::kSums, kPartial = P::kPartial;
   constexpr int64_t kRowFloats = kPatch * kPatch * kLanes;
   const int64_t vector = lists.p.g.vector;
   for (int64_t list = lists.first; list < lists.last; ++list) {
     const uint16_t* const offsets = lists.p.offsets;
     const int64_t begin = lists.p.starts[list], end = lists.p.starts[list + 1];
-    for (int64_t v = 0; v < vector; v += kFour) {
+    for (int64_t v = 0; v < vector; v += kTogether) {
       const float* const values = lists.p.values + v;
+      const float* const next =
+          lists.p.values + end * vector + (end - begin) * v - begin * kTogether;
       float* row = sums + (lists.p.rows[list] + v - lists.first_row) * kRowFloats;
       for (int pass = 0; pass < P::kPasses; ++pass, row += kSums * Simd::kWidth) {
         const Rows<P> from(scratch, pass, row_floats);
-        Reg sum[kPartial][kFour * kSums];  // [row][register]
+        Reg sum[kPartial][kTogether * kSums];  // [row][register]
         const auto place = [row](int i) {
           return row + i / kSums * kRowFloats + i % kSums * Simd::kWidth;
         };
 #pragma GCC unroll 16
-        for (int i = 0; i < kFour * kSums; ++i) {
+        for (int i = 0; i < kTogether * kSums; ++i) {
           sum[0][i] = add ? Simd::load(place(i)) : Simd::zero();
 #pragma GCC unroll 16
           for (int u = 1; u < kPartial; ++u) sum[u][i] = Simd::zero();
         }
         const auto add_weights = [&](int64_t k, Reg* to) {
           const int64_t offset = offsets[k];
+          __builtin_prefetch(next + k * kTogether);
           Reg input[kSums];
 #pragma GCC unroll 16
           for (int i = 0; i < kSums; ++i) input[i] = Simd::load(from.at(i, offset));
 #pragma GCC unroll 16
-          for (int i = 0; i < kFour * kSums; ++i) {
+          for (int i = 0; i < kTogether * kSums; ++i) {
             const Reg weight = Simd::set(values[k * vector + i / kSums]);
             to[i] = Simd::mul_add(weight, input[i % kSums], to[i]);
           }
@@ -148,7 +157,7 @@ template <class Simd, int kPatch>
         }
         for (; k < end; ++k) add_weights(k, sum[0]);
 #pragma GCC unroll 16
-        for (int i = 0; i < kFour * kSums; ++i) {
+        for (int i = 0; i < kTogether * kSums; ++i) {
 #pragma GCC unroll 16
           for (int u = 1; u < kPartial; ++u) sum[0][i] = Simd::add(sum[0][i], sum[u][i]);
           Simd::store(place(i), sum[0][i]);

@@ -263,9 +263,13 @@ void unpack(const Plan& plan, const float* sums, const Corners& corners, float* 
       }
     }
   } else {
-    for (int64_t i = 0; i < kPatch * kPatch * kLanes; ++i) {
-      const int64_t lane = i % kLanes, u = lane % 4 * 4 + lane / 4, at = i / kLanes;
-      pixels[corners.at[u] + at / kPatch * pitch + at % kPatch] = sums[i];
+#pragma GCC unroll 16
+    for (int u = 0; u < kLanes; ++u) {
+      const float* const from = sums + u % 4 * 4 + u / 4;
+      float* const to = pixels + corners.at[u];
+#pragma GCC unroll 4
+      for (int i = 0; i < kPatch * kPatch; ++i)
+        to[i / kPatch * pitch + i % kPatch] = from[i * kLanes];
     }
   }
 }
@@ -390,6 +394,9 @@ void run_unit(const Problem& p, const Plan& plan, const Workspace& space, int64_
   const int64_t before = chunk * chunk_lists * plan.blocks;
   const int64_t lists = least(chunk_lists, plan.matrix_rows / p.g.vector - chunk * chunk_lists);
   const Reader<Simd> reader(p, plan, tile);
+  // Where a row has one register of sums, all of a vector's rows go together: their weights are
+  // read as they lie, once, which is what a layer of few pixels waits for.
+  constexpr int kMany = kPatch == 1 && Simd::kWidth == kLanes ? Simd::kSums : 4;
   for (int64_t block = 0; block < plan.blocks; ++block) {
     const int64_t c = block * p.g.block;
     const int64_t end = least(c + p.g.block, p.g.in_channels);
@@ -399,8 +406,10 @@ void run_unit(const Problem& p, const Plan& plan, const Workspace& space, int64_
     const Lists those{p, first, first + lists, chunk * kChunkRows};
     if (p.g.vector == 1) {
       multiply_element<Simd, kPatch>(those, scratch, plan.row_floats, block > 0, space.sums);
+    } else if (kMany > 4 && p.g.vector % kMany == 0) {
+      multiply_vector<Simd, kPatch, kMany>(those, scratch, plan.row_floats, block > 0, space.sums);
     } else {
-      multiply_vector<Simd, kPatch>(those, scratch, plan.row_floats, block > 0, space.sums);
+      multiply_vector<Simd, kPatch, 4>(those, scratch, plan.row_floats, block > 0, space.sums);
     }
   }
   finish_chunk<Simd, kPatch>(p, plan, tile, chunk, space.sums);

@@ -54,7 +54,8 @@ class Sample:
             picture = normal(*self.shape) + self.mean
             if self.constant:
                 picture[:, ::2] = 3.0 + self.mean
-            return picture.to(device=device, dtype=dtype, memory_format=torch.channels_last)
+            lies = torch.channels_last if device == "cuda" else torch.contiguous_format
+            return picture.to(device=device, dtype=dtype, memory_format=lies)
 
         channels = self.shape[1]
         return {
