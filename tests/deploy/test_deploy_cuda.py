@@ -19,8 +19,8 @@ from gansparse import deploy
 from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.capture import capture
 from gansparse.deploy.fuse import fuse
-from gansparse.deploy.steps import ConvLayer, Norm
-from gansparse.ops import instance_norm_reference, sparse_conv2d_reference
+from gansparse.deploy.steps import ConvLayer
+from gansparse.ops import sparse_conv2d_reference
 from gansparse.testing.compare import close
 
 HALF = (torch.float16, torch.bfloat16)
@@ -294,43 +294,6 @@ def test_tolerance_follows_dtype_terms_and_settings(monkeypatch):
     assert cuda.tolerance(torch.float32, 1) == strict + 2**-10
     assert cuda.tolerance(torch.float16, 1) == pytest.approx(2**-9, rel=1e-3)
     assert cuda.tolerance(torch.bfloat16, 1) == pytest.approx(2**-6, rel=1e-3)
-
-
-@pytest.mark.parametrize("dtype", cuda.DTYPES)
-@torch.no_grad()
-def test_norms_keep_channels_last(dtype):
-    x = picture(3, 5, 6, 7) * 2 + torch.arange(5).view(-1, 1, 1)
-    x = x.to(dtype, memory_format=torch.channels_last)
-    weight, bias, slope = (picture(3, 5)[i].to(dtype) for i in range(3))
-    norm = Norm(weight, bias, 1e-5, activation="prelu", slope=slope, fused=["prelu"])
-    y = cuda.ChannelsLastNorm(norm)(x, x)
-    assert y.is_contiguous(memory_format=torch.channels_last)
-    wide = [t.double() for t in (x, weight, bias, slope)]
-    normed = nn.functional.instance_norm(wide[0], None, None, *wide[1:3])
-    want = nn.functional.prelu(normed + wide[0], wide[3])
-    scale = (normed.abs() + wide[0].abs() * (1 + wide[0].mean((2, 3), keepdim=True).abs())).max()
-    close(y, want, terms=16, scale=float(scale))
-    plain = Norm(None, None, 1e-5, fused=[])
-    assert torch.isfinite(cuda.ChannelsLastNorm(plain)(torch.full_like(x, 3.0))).all()
-
-
-@pytest.mark.parametrize("affine", [False, True])
-@pytest.mark.parametrize("number", [False, True])
-@torch.no_grad()
-def test_norms_by_our_own_op(monkeypatch, affine, number):
-    """What a GPU would take in 16 bits, by the op's reference."""
-    monkeypatch.setattr(cuda, "has_own_norm", lambda x: True)
-    monkeypatch.setattr(cuda, "instance_norm", instance_norm_reference)
-    x = picture(3, 8, 6, 7).to(torch.bfloat16, memory_format=torch.channels_last)
-    weight, bias, slope = (picture(3, 8)[i].bfloat16() for i in range(3))
-    affines = (weight, bias) if affine else (None, None)
-    norm = Norm(*affines, 1e-5, activation="prelu", slope=0.3 if number else slope, fused=[])
-    y = cuda.ChannelsLastNorm(norm)(x, x)
-    wide = [None if t is None else t.double() for t in affines]
-    normed = nn.functional.instance_norm(x.double(), None, None, *wide)
-    slopes = torch.tensor([0.3]).double() if number else slope.double()
-    want = nn.functional.prelu(normed + x.double(), slopes)
-    close(y, want, terms=4)
 
 
 def test_a_norm_goes_with_its_neighbours(clock):
