@@ -73,7 +73,8 @@ def interleave(
         device: ``cpu``, or ``cuda``: events, and a cold L2 in every call.
         warm_up: calls of each before the clock runs; but one of those that take a second.
         pause: seconds before each turn, where candidates have threads of their own: those go on
-            spinning for a while, and would take time from whoever is next.
+            spinning for a while, and would take time from whoever is next. Then the candidate runs
+            for a while untimed, until its own threads are awake and have a core each.
         seconds: after these no further round begins, but three there are at least.
 
     Example:
@@ -97,9 +98,19 @@ def interleave(
             break
         first = turn % len(names)
         for name in names[first:] + names[:first]:
-            time.sleep(pause)
+            if pause:
+                time.sleep(pause)
+                _settle(candidates[name])
             found[name].append(timer(candidates[name], repeats[name]))
     return Measurement(found)
+
+
+def _settle(run: Candidate, seconds: float = 0.02) -> None:
+    end = time.monotonic() + seconds
+    while True:
+        run()
+        if time.monotonic() > end:
+            return
 
 
 def _cpu_seconds(run: Candidate, repeats: int) -> float:
