@@ -374,7 +374,7 @@ class Norm(nn.Module):
     ) -> Tensor:  # [N, C, H, W]
         """The norm and what follows."""
         if self.on_cpu:
-            has, out = self._buffers, torch.empty(x.shape)
+            has, out = self._buffers, torch.empty(x.shape, dtype=x.dtype)
             torch.get_num_threads()  # applies torch.set_num_threads to this thread
             _C.instance_norm(
                 x.contiguous(), has["weight"], has["bias"], self.eps,

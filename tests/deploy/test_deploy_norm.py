@@ -50,6 +50,16 @@ def test_constant_channels_and_large_means():
     assert torch.allclose(made[0, 2].double(), want[0, 2], atol=1e-5)
 
 
+def test_the_default_dtype_does_not_matter():
+    x = torch.randn(1, 3, 4, 4)
+    want = norm()(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        assert torch.equal(norm()(x), want)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_nothing_and_not_finite():
     assert norm()(torch.empty(0, 3, 4, 4)).shape == (0, 3, 4, 4)
     x = torch.randn(1, 2, 4, 4)
