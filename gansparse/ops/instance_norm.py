@@ -113,29 +113,34 @@ def _layout(input: Tensor) -> torch.memory_format:
     return torch.channels_last if last else torch.contiguous_format
 
 
-def _run(input: Tensor, *arguments: Any) -> Tensor:
-    weight, bias, eps, residual, activation, slope, slopes = arguments
+def _laid_out(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None, Tensor]:
+    """Input and residual as the kernels want them, and memory for the result."""
     lies = _layout(input)
-    output = torch.empty_like(input, memory_format=lies)
     if residual is not None and residual.dim() == 4:
         residual = residual.contiguous(memory_format=lies)
+    return (
+        input.contiguous(memory_format=lies),
+        residual,
+        torch.empty_like(input, memory_format=lies),
+    )
+
+
+def _run(input: Tensor, *arguments: Any) -> Tensor:
+    weight, bias, eps, residual, activation, slope, slopes = arguments
+    input, residual, output = _laid_out(input, residual)
     _C.instance_norm(
-        input.contiguous(memory_format=lies), weight, bias, eps, residual, activation,
-        slope if slopes is None else slopes, output, current_stream(input),
+        input, weight, bias, eps, residual, activation, slope if slopes is None else slopes,
+        output, current_stream(input),
     )  # fmt: skip
     return output
 
 
 def _fake(input: Tensor, *arguments: Any) -> Tensor:
     weight, bias, eps, residual, activation, slope, slopes = arguments
-    lies = _layout(input)
-    output = torch.empty_like(input, memory_format=lies)
-    if residual is not None and residual.dim() == 4:
-        residual = residual.contiguous(memory_format=lies)
+    input, residual, output = _laid_out(input, residual)
     _C.instance_norm(
-        describe(input.contiguous(memory_format=lies)), describe(weight), describe(bias), eps,
-        describe(residual), activation, slope if slopes is None else describe(slopes),
-        describe(output),
+        describe(input), describe(weight), describe(bias), eps, describe(residual), activation,
+        slope if slopes is None else describe(slopes), describe(output),
     )  # fmt: skip
     return output
 

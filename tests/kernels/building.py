@@ -156,6 +156,21 @@ def write_arguments(path: Path, arrays: list[np.ndarray | None]) -> None:
             file.write(np.int64(len(data)).tobytes() + data)
 
 
+def in_both_orders(
+    program: Path, variant: str, folder: Path, arrays: list[np.ndarray | None], *names: str
+) -> list[bytes]:
+    """The records that a driver writes of these arguments, the same in two orders of threads."""
+    write_arguments(folder / "arguments", arrays)
+    found = []
+    for seed in ("0", "1"):
+        results = folder / f"results{seed}"
+        done = run(program, variant, folder / "arguments", results, *names, seed)
+        assert done.returncode == 0, done.stdout + done.stderr
+        found.append(read_results(results))
+    assert found[0] == found[1], "the order of threads changes the result"
+    return found[0]
+
+
 def read_results(path: Path) -> list[bytes]:
     """The records that a driver wrote."""
     data, out = path.read_bytes(), []

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from gansparse.ops import PackedTiles
 from gansparse.testing import close
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_samples
 
@@ -33,6 +34,16 @@ def record(tensor: Tensor | None) -> np.ndarray | None:
     if tensor.dim() == 4 and tensor.shape[1] > 0 and tensor.is_floating_point():
         tensor = tensor.permute(0, 2, 3, 1)
     return tensor.contiguous().flatten().view(torch.uint8).numpy()
+
+
+def damaged(weight: PackedTiles) -> list[PackedTiles]:
+    """Its lists with places and starts out of range."""
+    return [
+        weight._replace(places=torch.full_like(weight.places, 32000)),
+        weight._replace(places=torch.full_like(weight.places, -5)),
+        weight._replace(starts=torch.full_like(weight.starts, 10**6)),
+        weight._replace(starts=-weight.starts - 1),
+    ]
 
 
 def in_emulator(
@@ -52,17 +63,10 @@ def in_emulator(
     flat = [values.flatten(), metadata.flatten(), places.flatten(), starts]
     records = [np.array(numbers), np.array([slope], np.float32), record(a["input"])]
     records += [*map(record, flat), record(a["bias"]), record(a["residual"]), record(slopes)]
-    building.write_arguments(folder / "arguments", records)
-    found = []
-    for seed in ("0", "1"):
-        results = folder / f"results{seed}"
-        name = str(sample.dtype).removeprefix("torch.")
-        done = building.run(program, variant, folder / "arguments", results, name, seed)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(building.read_results(results))
-    assert found[0] == found[1], "the order of threads changes the result"
-    output = torch.frombuffer(bytearray(found[0][0]), dtype=sample.dtype)
-    plan = np.frombuffer(found[0][1], np.int64).tolist()
+    name = str(sample.dtype).removeprefix("torch.")
+    found = building.in_both_orders(program, variant, folder, records, name)
+    output = torch.frombuffer(bytearray(found[0]), dtype=sample.dtype)
+    plan = np.frombuffer(found[1], np.int64).tolist()
     return output.view(n, high, wide, sample.out).permute(0, 3, 1, 2), plan
 
 
@@ -148,15 +152,8 @@ def test_lists_out_of_range_read_nothing_else(programs: Path, tmp_path: Path) ->
     """A damaged file gives wrong sums, never a wrong access."""
     sample = TileSample("damaged", (1, 40, 5, 5), 40)
     a = sample.arguments()
-    weight = a["weight"]
-    for damage in (
-        {"places": torch.full_like(weight.places, 32000)},
-        {"places": torch.full_like(weight.places, -5)},
-        {"starts": torch.full_like(weight.starts, 10**6)},
-        {"starts": -weight.starts - 1},
-    ):
-        spoiled = a | {"weight": weight._replace(**damage)}
-        in_emulator(sample, spoiled, "address", programs, tmp_path)
+    for weight in damaged(a["weight"]):
+        in_emulator(sample, a | {"weight": weight}, "address", programs, tmp_path)
 
 
 def test_nan_reaches_what_meets_it(programs: Path, tmp_path: Path) -> None:

@@ -78,17 +78,10 @@ def in_emulator(
     numbers = [*g, n, h, w, *grad.shape[2:], limit, splits]
     records = [np.array(numbers), record(input), record(values.flatten())]
     records += [record(places.flatten()), record(starts), record(grad)]
-    building.write_arguments(folder / "arguments", records)
-    found = []
-    for seed in ("0", "1"):
-        results = folder / f"results{seed}"
-        name = str(sample.dtype).removeprefix("torch.")
-        done = building.run(program, variant, folder / "arguments", results, name, seed)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(building.read_results(results))
-    assert found[0] == found[1], "the order of threads changes the result"
-    got = torch.frombuffer(bytearray(found[0][0]), dtype=sample.dtype).view(values.shape)
-    return got, np.frombuffer(found[0][1], np.int64).tolist()
+    name = str(sample.dtype).removeprefix("torch.")
+    found = building.in_both_orders(program, variant, folder, records, name)
+    got = torch.frombuffer(bytearray(found[0]), dtype=sample.dtype).view(values.shape)
+    return got, np.frombuffer(found[1], np.int64).tolist()
 
 
 def unpacked(sample: TileSample, dense: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_sparse_conv2d_kernels import H100_SHARED, check, check_close, in_emulator
+from test_sparse_conv2d_kernels import H100_SHARED, check, check_close, damaged, in_emulator
 
 from gansparse.testing.samples.sparse_conv2d_tiles import TileSample
 
@@ -102,15 +102,8 @@ def test_lists_out_of_range_read_nothing_else(programs: Path, tmp_path: Path) ->
     """A damaged file gives wrong sums, never a wrong access."""
     sample = Layer("damaged", (1, 40, 5, 5), 40)
     a = sample.arguments()
-    weight = a["weight"]
-    for damage in (
-        {"places": torch.full_like(weight.places, 32000)},
-        {"places": torch.full_like(weight.places, -5)},
-        {"starts": torch.full_like(weight.starts, 10**6)},
-        {"starts": -weight.starts - 1},
-    ):
-        spoiled = a | {"weight": weight._replace(**damage)}
-        in_emulator(sample, spoiled, "address", programs, tmp_path)
+    for weight in damaged(a["weight"]):
+        in_emulator(sample, a | {"weight": weight}, "address", programs, tmp_path)
 
 
 def test_nan_stays_in_its_picture(programs: Path, tmp_path: Path) -> None:
