@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
+from gansparse.testing.samples import feature_moments as moments
 from gansparse.testing.samples import instance_norm as norms
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
 from gansparse.testing.samples.sparse_conv2d import Sample, samples
@@ -37,6 +38,9 @@ LIST_TILE = (16, 32)
 WEIGHT_READS, WEIGHT_INSTRUCTIONS = {1: 16.5, 4: 17.25}, {1: 50.25, 4: 99.5}
 #: Instructions of a warp beside that: for a list, a block of channels, a position, its channel.
 LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS, POSITION_INSTRUCTIONS, COPY_INSTRUCTIONS = 78, 230, 25, 5.5
+#: Of feature_moments: features on each side of a block's and of a warp's tile; instructions of a
+#: warp for a row, counted in what nvcc 13.0 makes for sm_90 in float32.
+MOMENT_TILE, MOMENT_WARP, MOMENT_INSTRUCTIONS = 64, 32, 13
 
 
 @dataclass(frozen=True)
@@ -58,6 +62,8 @@ class Gpu:
         issue: instructions of warps a cycle and multiprocessor.
         cudnn32: as cudnn, in float32 by matrix products.
         winograd: how much fewer multiply-adds may make 3 x 3 kernels of stride 1 faster.
+        double: multiply-adds a cycle and multiprocessor of float64 tensor cores.
+        widen: numbers a cycle and multiprocessor that become float64.
     """
 
     clock: float = 1.755e9
@@ -74,6 +80,8 @@ class Gpu:
     issue: int = 4
     cudnn32: float = 45e12
     winograd: float = 1.6
+    double: int = 128
+    widen: int = 16
 
 
 def halo(sample: Sample, rows: int = 8, columns: int = 16) -> int:
@@ -251,6 +259,23 @@ def norm_times(sample: norms.Sample, gpu: Gpu) -> tuple[float, float]:
     return (others + size) / gpu.memory, others / gpu.memory + size / gpu.cache
 
 
+def moment_times(sample: moments.Sample, gpu: Gpu) -> dict[str, float]:
+    """Seconds of feature_moments in float32 by each limit."""
+    n, f = sample.rows, sample.width
+    strips = -(-f // MOMENT_TILE)
+    tiles = strips * (strips + 1) // 2
+    most = -(-tiles // gpu.processors) * n / gpu.clock  # of a processor: rows of its tiles
+    read = 2 * MOMENT_TILE**2 // MOMENT_WARP  # each warp both sides of its tile
+    return {
+        "tensor": most * MOMENT_TILE**2 / gpu.double,
+        "issue": most * (MOMENT_TILE / MOMENT_WARP) ** 2 * MOMENT_INSTRUCTIONS / gpu.issue,
+        "shared": most * 8 * (read + 2 * MOMENT_TILE) / gpu.shared,
+        "cache": 4 * 2 * MOMENT_TILE * tiles * n / gpu.cache,
+        "memory": (4 * n * f + 8 * f**2) / gpu.memory,  # half of `second`, read and written
+        "widen": most * 2 * MOMENT_TILE / gpu.widen,
+    }
+
+
 def cells(times_by: dict[str, float]) -> str:
     """In microseconds, the largest bold."""
     slowest = max(times_by.values())
@@ -304,6 +329,11 @@ def main() -> None:
     for norm in norms.samples("model"):
         far, near = norm_times(norm, gpu)
         print(f"| {norm.name} | {1e6 * far:.0f} | {1e6 * near:.0f} |")
+
+    print("\n| moments, float32 | tensor | issue | shared | cache | memory | widening |")
+    print("|---|---|---|---|---|---|---|")
+    for batch in [*moments.samples("model"), moments.Sample("inception-50k", 50_000, 2048)]:
+        print(f"| {batch.name} | {cells(moment_times(batch, gpu))} |")
 
 
 if __name__ == "__main__":

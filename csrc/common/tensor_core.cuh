@@ -6,6 +6,11 @@
 //   b[r]  two of B [16, 8] or [32, 8]: rows 2 t + 8 r and the next, column g
 //   c[i]  one of C [16, 8]: row g + 8 (i / 2), column 2 t + i % 2
 //
+// and where all three are double
+//
+//   a[r]  one of A [16, 4]: row g + 8 r, column t
+//   b     one of B [4, 8]: row t, column g
+//
 // The host meaning, for tests, is in emulator/warp_matrices.h.
 #pragma once
 
@@ -48,6 +53,29 @@ __device__ __forceinline__ void multiply(float (&c)[4], const uint32_t (&a)[4],
   }
 #elif !defined(__CUDACC__)
   emulator::multiply_matrices<T>(c, a, b, {"multiply", file, line});
+#endif
+}
+
+// c += A · B with A [16, 4], B [4, 8], in float64 throughout. Only sm_90 has an instruction of this
+// size, and needs it: by public measurements m8n8k4, of which this is two, leaves half of its peak
+// unused. Elsewhere that is all there is: ptxas takes m16n8k4 apart for sm_100.
+__device__ __forceinline__ void multiply(double (&c)[4], const double (&a)[2],
+                                         double b GANSPARSE_WARP_SITE) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+  asm volatile(
+      "mma.sync.aligned.m16n8k4.row.col.f64.f64.f64.f64 {%0,%1,%2,%3}, {%4,%5}, {%6}, "
+      "{%0,%1,%2,%3};"
+      : "+d"(c[0]), "+d"(c[1]), "+d"(c[2]), "+d"(c[3])
+      : "d"(a[0]), "d"(a[1]), "d"(b));
+#elif defined(__CUDA_ARCH__)
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+               : "+d"(c[0]), "+d"(c[1])
+               : "d"(a[0]), "d"(b));
+  asm volatile("mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {%0,%1}, {%2}, {%3}, {%0,%1};"
+               : "+d"(c[2]), "+d"(c[3])
+               : "d"(a[1]), "d"(b));
+#elif !defined(__CUDACC__)
+  emulator::multiply_doubles(c, a, b, {"multiply", file, line});
 #endif
 }
 

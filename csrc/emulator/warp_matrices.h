@@ -1,11 +1,12 @@
 // SPDX-License-Identifier: Apache-2.0
 // What the operations on a warp's matrices mean, spelled out: who holds which element is written
 // down here once more, and independently of the kernels (PTX ISA, "Matrix Fragments for
-// mma.m16n8k16", "… for sparse mma.m16n8k32", "ldmatrix"). The order of additions within one
-// operation is not defined by PTX; here it is that of k.
+// mma.m16n8k16", "… for sparse mma.m16n8k32", "… mma.m16n8k4" with .f64, "ldmatrix"). The order of
+// additions within one operation is not defined by PTX; here it is that of k.
 #pragma once
 
 #include <cstdint>
+#include <cstring>
 #include <string>
 
 #include "common/half.h"
@@ -52,6 +53,27 @@ void multiply_matrices(float (&c)[4], const uint32_t (&a)[4], const uint32_t* b,
     const int column = lane() % 4 * 2 + i % 2;
     for (int k = 0; k < 16; ++k) {
       c[i] += element_of_a<T>(lanes, row, k) * element_of_b<T>(lanes, k, column);
+    }
+  }
+}
+
+inline double double_of(const Parcel& parcel, int i) {
+  double x;
+  std::memcpy(&x, &parcel.words[i], sizeof x);
+  return x;
+}
+
+// c[16, 8] += a[16, 4] · b[4, 8] in float64. A word is a number here: two of a, one of b.
+inline void multiply_doubles(double (&c)[4], const double (&a)[2], double b, const Site& site) {
+  Parcel mine{};
+  std::memcpy(mine.words, a, sizeof a);
+  std::memcpy(mine.words + 2, &b, sizeof b);
+  const Parcel* lanes = exchange(0xffffffffu, mine, site);
+  for (int i = 0; i < 4; ++i) {
+    const int row = lane() / 4 + i / 2 * 8;
+    const int column = lane() % 4 * 2 + i % 2;
+    for (int k = 0; k < 4; ++k) {
+      c[i] += double_of(lanes[row % 8 * 4 + k], row / 8) * double_of(lanes[column * 4 + k], 2);
     }
   }
 }

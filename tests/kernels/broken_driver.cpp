@@ -183,6 +183,15 @@ __global__ void misaligned_matrix(const float* in, float* out) {
   out[threadIdx.x] = static_cast<float>(four[0]);
 }
 
+// A product is all lanes' work.
+template <bool kSound>
+__global__ void product_in_a_branch(float* out) {
+  double c[4] = {};
+  const double a[2] = {};
+  if (kSound || threadIdx.x % 32 < 16) multiply(c, a, 0);
+  out[threadIdx.x] = static_cast<float>(c[0]);
+}
+
 template <bool kSound>
 __global__ void metadata_falls(float* out) {
   float c[4] = {};
@@ -226,6 +235,7 @@ bool run(const std::string& name, uint64_t seed) {
   if (name == "missing_barrier_after_word_copies") return go([=] { missing_barrier_after_word_copies<kSound>(i, o); });
   if (name == "copies_asked_for_too_early") return go([=] { copies_asked_for_too_early<kSound>(i, o); });
   if (name == "misaligned_matrix") return go([=] { misaligned_matrix<kSound>(i, o); });
+  if (name == "product_in_a_branch") return go([=] { product_in_a_branch<kSound>(o); });
   if (name == "metadata_falls") return go([=] { metadata_falls<kSound>(o); });
   // clang-format on
   if (name == "reductions") {

@@ -1,15 +1,19 @@
 // SPDX-License-Identifier: Apache-2.0
 // One launch of feature_moments' kernel in the emulator.
-// feature_moments_driver ARGUMENTS RESULTS DTYPE SEED
+// feature_moments_driver ARGUMENTS RESULTS DTYPE [broken] SEED
 //
 // Arguments: shape (int64 [2]: N, F), features, total, second, shift or nothing.
-// Results: total, second.
-#include "ops/feature_moments/feature_moments_kernels.cuh"
-
+// Results: total, second. Broken: the kernel's barrier is left out.
 #include <cstdlib>
 #include <string>
 
 #include "arguments.h"
+#include "common/cuda_language.cuh"
+
+bool broken = false;
+#define __syncthreads() \
+  if (!broken) gansparse::emulator::sync_threads({"__syncthreads", __FILE__, __LINE__})
+#include "ops/feature_moments/feature_moments_kernels.cuh"
 
 using namespace gansparse;
 using namespace gansparse::feature_moments;
@@ -36,9 +40,10 @@ void add(const char* from, const char* to, uint64_t seed) {
 }
 
 int main(int argc, char** argv) {
-  if (argc != 5) return 2;
+  if (argc < 5 || argc > 6) return 2;
   const std::string dtype = argv[3];
-  const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
+  const uint64_t seed = std::strtoull(argv[argc - 1], nullptr, 10);
+  broken = argc == 6 && std::string(argv[4]) == "broken";
   if (dtype == "float32") add<float>(argv[1], argv[2], seed);
   if (dtype == "float64") add<double>(argv[1], argv[2], seed);
   if (dtype == "float16") add<Half>(argv[1], argv[2], seed);

@@ -126,6 +126,21 @@ __global__ void products(const Matrices<T>& dense, const Matrices<T>& sparse) {
   }
 }
 
+// Numbers of 40 bits more than those of the matrices, which float would round away.
+__global__ void products_of_doubles(const Matrices<Half>& m) {
+  const int thread = threadIdx.x;
+  const double scale = 1 + 0x1p-40;
+  double c[4] = {1, 2, 3, 4};
+  double a[2];
+  for (int r = 0; r < 2; ++r) a[r] = scale * m.a[thread / 4 + 8 * r][thread % 4];
+  multiply(c, a, m.b[thread % 4][thread / 4]);
+  for (int i = 0; i < 4; ++i) {
+    const int row = thread / 4 + i / 2 * 8;
+    const int column = 2 * (thread % 4) + i % 2;
+    EXPECT(c[i] == i + 1 + scale * m.product(row, column, 4));
+  }
+}
+
 __global__ void copies(const float* from) {
   const int thread = threadIdx.x;
   float* mine = static_cast<float*>(dynamic_shared()) + 16 * thread;
@@ -164,6 +179,9 @@ int main(int argc, char** argv) {
   const uint64_t seed = argc > 1 ? std::strtoull(argv[1], nullptr, 10) : 0;
   check<Half>(seed);
   check<BFloat16>(seed);
+  std::mt19937 random(static_cast<unsigned>(seed));
+  const Matrices<Half> dense(random, false);
+  emu::launch({dim3(1), dim3(32), 0, seed}, [&] { products_of_doubles(dense); });
   alignas(16) float from[8];
   for (int i = 0; i < 8; ++i) from[i] = static_cast<float>(i + 1);
   const float* array = from;

@@ -36,6 +36,10 @@ FAULTS = {
     "missing_barrier_after_word_copies": ("thread", "data race"),
     "copies_asked_for_too_early": ("thread", "data race"),
     "misaligned_matrix": ("plain", ""),
+    "product_in_a_branch": (
+        "plain",
+        "deadlock in block (0, 0, 0): 32 threads have exited, 32 threads wait in multiply at ",
+    ),
     "metadata_falls": ("plain", "metadata does not rise"),
 }
 KERNEL_ERROR = 3

@@ -10,6 +10,11 @@ template <class T>
 void launch(const Problem& p, cudaStream_t stream) {
   const int64_t strips = (p.width + Config::kTile - 1) / Config::kTile;
   const int64_t tiles = strips * (strips + 1) / 2;  // F = 4 million, 140 TB of `second`, is 2^31
+  // Room for all of Config::kBlocks at a time, rather than for the first cache.
+  check_cuda(cudaFuncSetAttribute(feature_moments_kernel<T>,
+                                  cudaFuncAttributePreferredSharedMemoryCarveout,
+                                  cudaSharedmemCarveoutMaxShared),
+             "feature_moments", "cudaFuncSetAttribute");
   feature_moments_kernel<T><<<static_cast<unsigned>(tiles), Config::kThreads, 0, stream>>>(
       static_cast<const T*>(p.features), p.shift, p.total, p.second, p.rows, p.width);
   check_launch("feature_moments");

@@ -1,38 +1,52 @@
 // SPDX-License-Identifier: Apache-2.0
 // The CUDA kernel of feature_moments. Contract: feature_moments.h.
 //
+// Version 2: products by float64 tensor cores; version 1 added them up with multiply-adds.
+//
 // A block adds one kTile x kTile tile of the lower triangle, going through all rows of the batch
 // kDepth at a time. Tiles are numbered along the triangle's rows; block t has tile t:
 //
-//   0                     thread (ty, tx) of 16 x 16 has the entries
-//   1 2                     [ty + 16 r, tx + 16 c], r, c = 0 … 3,
-//   3 4 5                 so that neighbours read neighbouring numbers of a strip
-//   6 7 8 9
+//   0                     each of four warps has a quarter of the tile, 32 x 32 entries, and a
+//   1 2                   lane 32 of them: the matrices c of common/tensor_core.cuh, whose A is
+//   3 4 5                 the tile's row features by rows of the batch, and B rows of the batch
+//   6 7 8 9               by column features
 //
 // Blocks on the diagonal (0, 2, 5, 9) also add the totals of their kTile features. No two blocks
 // write to one place, and every sum has a fixed order: the same input gives the same bits.
+//
+// The next kDepth rows come into registers during the products of these. cp.async would not do: the
+// numbers change type on their way to shared memory, and need not be aligned to more than their
+// size.
 #pragma once
 
-#include "common/cuda_language.cuh"
 #include "common/half.h"
+#include "common/reduce.cuh"
+#include "common/tensor_core.cuh"
 #include "ops/feature_moments/feature_moments.h"
 
 namespace gansparse::feature_moments {
 
 struct Config {
-  static constexpr int kTile = 64;   // features on each side of a block's tile
-  static constexpr int kDepth = 16;  // rows of the batch in shared memory at a time
-  static constexpr int kSide = 16;   // threads along each side of the tile
-  static constexpr int kThreads = kSide * kSide;
-  static constexpr int kEntries = kTile / kSide;  // of a thread, in each direction
+  static constexpr int kTile = 64;            // features on each side of a block's tile
+  static constexpr int kWarpTile = 32;        // and of a warp's quarter
+  static constexpr int kThreads = 2 * kTile;  // one for each feature of rows and columns
+  static constexpr int kBlocks = 4;           // of a multiprocessor: 528 tiles of F = 2048 on 132
+  static constexpr int kMatrixRows = kWarpTile / 16;
+  static constexpr int kMatrixColumns = kWarpTile / 8;
+  // Rows of the batch in shared memory at a time: of doubles half as many, for the registers that
+  // hold the next ones.
+  template <class T>
+  static constexpr int kDepth = sizeof(T) < sizeof(double) ? 16 : 8;
+  // From a strip's row to the next, in numbers: the 4 x 4 numbers that half a warp reads for a
+  // matrix, neighbours in a row, lie in 16 different pairs of banks.
+  static constexpr int kStride = kTile + 4;
 
-  static_assert(kTile % kSide == 0, "every thread has as many entries");
-  static_assert(kDepth * kTile % kThreads == 0, "every thread loads as many numbers of a strip");
-  static_assert(kTile <= kThreads, "a thread for each total of a diagonal tile");
+  static_assert(kThreads / kWarp * kWarpTile * kWarpTile == kTile * kTile, "warps make a tile");
 };
 
-// kDepth rows of kTile features, as deviations from the shift.
-using Strip = double[Config::kDepth][Config::kTile];
+// Deviations from the shift: rows of the batch by features of the tile's rows or columns.
+template <class T>
+using Strip = double[Config::kDepth<T>][Config::kStride];
 
 // Row of the triangle in which tile `t` lies: the largest i with i (i + 1) / 2 <= t.
 __device__ __forceinline__ int64_t triangle_row(int64_t t) {
@@ -42,26 +56,23 @@ __device__ __forceinline__ int64_t triangle_row(int64_t t) {
   return i;
 }
 
-// Fills a strip from rows [n0, n0 + kDepth) and features [f0, f0 + kTile); zero beyond the batch.
-template <class T>
-__device__ __forceinline__ void load_strip(const T* features, const double* shift, int64_t rows,
-                                           int64_t width, int64_t n0, int64_t f0, Strip& strip) {
+// The next rows of one feature, where `left` are there. What is not there keeps its value.
+template <class T, int kDepth>
+__device__ __forceinline__ void fetch(const T* from, int64_t left, int64_t width,
+                                      T (&out)[kDepth]) {
+  if (left >= kDepth) {
 #pragma unroll
-  for (int s = 0; s < Config::kDepth * Config::kTile / Config::kThreads; ++s) {
-    const int place = static_cast<int>(threadIdx.x) + s * Config::kThreads;
-    const int n = place / Config::kTile;
-    const int f = place % Config::kTile;
-    double deviation = 0;
-    if (n0 + n < rows && f0 + f < width) {
-      deviation = to_float(features[(n0 + n) * width + f0 + f]);
-      if (shift != nullptr) deviation -= shift[f0 + f];
+    for (int n = 0; n < kDepth; ++n) out[n] = from[n * width];
+  } else {
+#pragma unroll
+    for (int n = 0; n < kDepth; ++n) {
+      if (n < left) out[n] = from[n * width];
     }
-    strip[n][f] = deviation;
   }
 }
 
 template <class T>
-__global__ void __launch_bounds__(Config::kThreads)
+__global__ void __launch_bounds__(Config::kThreads, Config::kBlocks)
     feature_moments_kernel(const T* features,    // [N, F]
                            const double* shift,  // [F], or null: zero
                            double* total,        // [F]
@@ -69,54 +80,81 @@ __global__ void __launch_bounds__(Config::kThreads)
                            int64_t rows,         // N
                            int64_t width) {      // F
   using C = Config;
-  __shared__ Strip row_strip;
-  __shared__ Strip column_strip;
+  constexpr int kDepth = C::kDepth<T>;
+  __shared__ Strip<T> strips[2][2];  // two turns; of row features, of column features
 
-  // ---- Which tile ----
+  // ---- Which tile, and which feature this thread brings ----
   const int64_t tile = blockIdx.x;
   const int64_t tile_row = triangle_row(tile);
   const int64_t tile_column = tile - tile_row * (tile_row + 1) / 2;
-  const bool on_diagonal = tile_row == tile_column;
   const int64_t i0 = tile_row * C::kTile;
   const int64_t j0 = tile_column * C::kTile;
   const int thread = static_cast<int>(threadIdx.x);
-  const int ty = thread / C::kSide;
-  const int tx = thread % C::kSide;
+  const int side = thread / C::kTile;
+  const int place = thread % C::kTile;
+  const int64_t own = (side == 0 ? i0 : j0) + place;
+  const int64_t feature = own < width ? own : width - 1;  // any: its entries are not stored
+  const double own_shift = shift != nullptr ? shift[feature] : 0;
+  const bool has_total = tile_row == tile_column && side == 0;
 
   // ---- Add up all rows of the batch ----
-  double sum[C::kEntries][C::kEntries] = {};
-  double sum_of_feature = 0;  // i0 + thread, on the diagonal
-  for (int64_t n0 = 0; n0 < rows; n0 += C::kDepth) {
-    load_strip(features, shift, rows, width, n0, i0, row_strip);
-    load_strip(features, shift, rows, width, n0, j0, column_strip);
-    __syncthreads();  // both strips are whole before anyone reads them
+  const int warp = thread / kWarp;
+  const int row0 = warp / 2 * C::kWarpTile;
+  const int column0 = warp % 2 * C::kWarpTile;
+  const int g = thread % kWarp / 4;
+  const int t = thread % 4;
+  double sum[C::kMatrixRows][C::kMatrixColumns][4] = {};
+  double sum_of_feature = 0;
+  T fetched[kDepth] = {};
+  const T* from = features + feature;
+  fetch(from, rows, width, fetched);
+  int turn = 0;
+  for (int64_t left = rows; left > 0; left -= kDepth, turn ^= 1) {
+    // ---- From registers to the strips; the next rows are on their way meanwhile ----
+    Strip<T>& strip = strips[turn][side];
 #pragma unroll
-    for (int n = 0; n < C::kDepth; ++n) {
+    for (int n = 0; n < kDepth; ++n) strip[n][place] = to_float(fetched[n]) - own_shift;
+    for (int64_t n = left; n < kDepth; ++n) strip[n][place] = 0;
+    from += kDepth * width;
+    fetch(from, left - kDepth, width, fetched);
+    // Both strips are whole; and everyone is done with those of the turn before, which come next.
+    __syncthreads();
+    if (has_total) {
+      for (int n = 0; n < kDepth; ++n) sum_of_feature += strip[n][place];
+    }
+
+    // ---- Products ----
+    const Strip<T>& row_strip = strips[turn][0];
+    const Strip<T>& column_strip = strips[turn][1];
 #pragma unroll
-      for (int r = 0; r < C::kEntries; ++r) {
+    for (int n = 0; n < kDepth; n += 4) {
+      double a[C::kMatrixRows][2];
 #pragma unroll
-        for (int c = 0; c < C::kEntries; ++c) {
-          sum[r][c] += row_strip[n][ty + C::kSide * r] * column_strip[n][tx + C::kSide * c];
-        }
+      for (int i = 0; i < C::kMatrixRows; ++i) {
+        a[i][0] = row_strip[n + t][row0 + 16 * i + g];
+        a[i][1] = row_strip[n + t][row0 + 16 * i + g + 8];
+      }
+#pragma unroll
+      for (int j = 0; j < C::kMatrixColumns; ++j) {
+        const double b = column_strip[n + t][column0 + 8 * j + g];
+#pragma unroll
+        for (int i = 0; i < C::kMatrixRows; ++i) multiply(sum[i][j], a[i], b);
       }
     }
-    if (on_diagonal && thread < C::kTile) {
-      for (int n = 0; n < C::kDepth; ++n) sum_of_feature += row_strip[n][thread];
-    }
-    __syncthreads();  // everyone has read the strips before they are filled again
   }
 
   // ---- Store: the lower triangle only ----
-  if (on_diagonal && thread < C::kTile && i0 + thread < width) {
-    total[i0 + thread] += sum_of_feature;
-  }
+  if (has_total && own < width) total[own] += sum_of_feature;
 #pragma unroll
-  for (int r = 0; r < C::kEntries; ++r) {
-    const int64_t i = i0 + ty + C::kSide * r;
+  for (int i = 0; i < C::kMatrixRows; ++i) {
 #pragma unroll
-    for (int c = 0; c < C::kEntries; ++c) {
-      const int64_t j = j0 + tx + C::kSide * c;
-      if (i < width && j <= i) second[i * width + j] += sum[r][c];
+    for (int j = 0; j < C::kMatrixColumns; ++j) {
+#pragma unroll
+      for (int r = 0; r < 4; ++r) {
+        const int64_t row = i0 + row0 + 16 * i + g + r / 2 * 8;
+        const int64_t column = j0 + column0 + 8 * j + 2 * t + r % 2;
+        if (row < width && column <= row) second[row * width + column] += sum[i][j][r];
+      }
     }
   }
 }
