@@ -295,9 +295,10 @@ class ChannelsLastNorm(Norm):
     """`Norm` that keeps channels_last.
 
     In float16 and bfloat16, with a multiple of 8 channels, by `gansparse.ops.instance_norm`, which
-    reads its input twice and writes once. Else by torch's reductions: two more passes, and of 16
-    bits the variance is the mean square less the squared mean: where a mean is 30 times the
-    deviation, that errs by 1e-4, far below the inputs' own rounding.
+    reads its input twice, with a convolution's moments once, and writes once. Else by torch's
+    reductions: two more passes, and of 16 bits the variance is the mean square less the squared
+    mean: where a mean is 30 times the deviation, that errs by 1e-4, far below the inputs' own
+    rounding.
 
     Args:
         norm: the same, in NCHW.

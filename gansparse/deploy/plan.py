@@ -204,15 +204,16 @@ class _Runner(fx.Interpreter):
         out = super().run_node(n)
         if not n.op.startswith("call"):
             return out
+        on_cuda = isinstance(out, Tensor) and cuda.on_cuda(out.device)
         step = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         if isinstance(step, Conv):
             self.rows[n] = Row("", "", None, "", {}, "")  # its place; filled in when all is chosen
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.layers[n] = self._layer(self.names[str(n.target)], step.layer, arguments, out)
-            if self._feeds_a_norm(n):
+            if on_cuda and self._feeds_a_norm(n):
                 self.read[n] = arguments[0]
             return out
-        if isinstance(step, Norm) and cuda.on_cuda(out.device):
+        if isinstance(step, Norm) and on_cuda:
             self.norms[n] = norm = cuda.ChannelsLastNorm(step)
             self._pair(n, norm, out)
         elif isinstance(step, Norm):
@@ -237,9 +238,9 @@ class _Runner(fx.Interpreter):
         return out
 
     def _feeds_a_norm(self, conv: fx.Node) -> bool:
-        """Whether a norm, and nothing else, reads the convolution's output."""
+        """Whether a norm, and nothing else, reads what the convolution alone has computed."""
         (user, *others) = conv.users
-        if others or user.op != "call_module":
+        if others or user.op != "call_module" or conv.args[1] is not None:
             return False
         step = self.module.get_submodule(str(user.target))
         return isinstance(step, Norm) and user.args[1] is not conv

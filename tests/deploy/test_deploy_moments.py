@@ -141,21 +141,38 @@ def test_a_norm_after_something_else(asked, layers):
     assert_near(compiled, made, x8)
 
 
-class ReadTwice(nn.Module):
-    def __init__(self):
+class Between(nn.Module):
+    """A convolution and a norm, and what a sum has to do with both."""
+
+    def __init__(self, combine):
         super().__init__()
-        self.inner = network(eight())
-        self.norm = nn.InstanceNorm2d(8)
+        self.inner, self.norm, self.combine = network(eight()), nn.InstanceNorm2d(8), combine
 
     def forward(self, x):
-        y = self.inner(x)
-        return self.norm(y) + y
+        return self.combine(x, self.inner, self.norm)
 
 
-def test_a_convolution_that_others_read(asked):
-    compiled = deploy.compile(ReadTwice(), x8)
+@pytest.mark.parametrize(
+    "combine",
+    [
+        lambda x, inner, norm: norm(y := inner(x)) + y,  # read twice
+        lambda x, inner, norm: norm(inner(x) + x),  # a sum goes into the convolution
+    ],
+)
+def test_a_convolution_that_others_read_or_add_to(asked, combine):
+    made = Between(combine)
+    compiled = deploy.compile(made, x8)
+    assert compiled.explain().verdict == "runs as planned, in a CUDA graph"
+    assert "2:4 x32" in kernels_of(compiled).values()
     assert not asked.left
-    assert_near(compiled, ReadTwice(), x8)
+    assert_near(compiled, made, x8)
+
+
+def test_a_sum_after_the_norm(asked):
+    made = Between(lambda x, inner, norm: inner(norm(inner(x)) + x))
+    compiled = deploy.compile(made, x8)
+    assert [row.kernel for row in norms_of(compiled)] == [MOMENTS]
+    assert_near(compiled, made, x8)
 
 
 def test_where_apart_is_as_fast_they_stay_apart(asked, monkeypatch, clock):
