@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 from gansparse.testing.samples import feature_moments as moments
 from gansparse.testing.samples import instance_norm as norms
@@ -41,6 +42,50 @@ LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS, POSITION_INSTRUCTIONS, COPY_INSTRUCTIONS 
 #: Of feature_moments: features on each side of a block's and of a warp's tile; instructions of a
 #: warp for a row, counted in what nvcc 13.0 makes for sm_90 in float32.
 MOMENT_TILE, MOMENT_WARP, MOMENT_INSTRUCTIONS = 64, 32, 13
+#: Instructions of a lane for a value of which tiles leave moments, counted in what nvcc makes.
+LEAVING_INSTRUCTIONS = {"mma.sp": 9, "wgmma.sp": 7}
+#: How many times as fast as cuDNN 2:4 tiles are taken to be in a generator's largest layers.
+FASTER = {"mma.sp": 1.3, "wgmma.sp": 1.7}
+#: Channels of a block of instance_norm, and its blocks a multiprocessor.
+SLAB, NORM_BLOCKS = 64, 4
+
+
+class Step(NamedTuple):
+    """Convolutions of a generator that are alike.
+
+    Args:
+        size: rows, and columns, of the output.
+        out: channels of the output.
+        terms: products of an output pixel.
+        count: of these layers.
+        normed: whether an InstanceNorm follows.
+        residuals: of these norms that add one.
+        tiles: whether it is counted as faster by 2:4 tiles, which then leave moments.
+    """
+
+    size: int
+    out: int
+    terms: int
+    count: int = 1
+    normed: bool = True
+    residuals: int = 0
+    tiles: bool = False
+
+
+GENERATORS = {
+    "CycleGAN 256": (
+        Step(256, 64, 3 * 49), Step(128, 128, 64 * 9), Step(64, 256, 128 * 9),
+        Step(64, 256, 256 * 9, 18, residuals=9, tiles=True),
+        Step(128, 128, 256 * 9 // 4), Step(256, 64, 128 * 9 // 4),
+        Step(256, 3, 64 * 49, normed=False),
+    ),
+    "StarGAN 128": (
+        Step(128, 64, 8 * 49), Step(64, 128, 64 * 16), Step(32, 256, 128 * 16),
+        Step(32, 256, 256 * 9, 12, residuals=6, tiles=True),
+        Step(64, 128, 256 * 16 // 4), Step(128, 64, 128 * 16 // 4),
+        Step(128, 3, 64 * 49, normed=False),
+    ),
+}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -276,6 +321,49 @@ def moment_times(sample: moments.Sample, gpu: Gpu) -> dict[str, float]:
     }
 
 
+def leaving_times(kernel: str, step: Step, batch: int, gpu: Gpu) -> dict[str, float]:
+    """Seconds that a layer's moments save its norm; to make them, beside no products; to move them.
+
+    Args:
+        kernel: of tiles.
+        step: the layer.
+        batch: pictures.
+        gpu: rates.
+    """
+    values, slabs = batch * step.out * step.size**2, batch * -(-step.out // SLAB)
+    blocks = slabs * -(-NORM_BLOCKS * gpu.processors // slabs)
+    part = TILE_PIXELS if kernel == "mma.sp" else GROUP_TILE[0] * GROUP_TILE[1]
+    parts = -(-(step.size**2) // part)
+    # ---- Made, written, and read by each of the norm's blocks ----
+    made = LEAVING_INSTRUCTIONS[kernel] * values / 32 / gpu.issue / gpu.clock / gpu.processors
+    moved = 12 * batch * parts * step.out / gpu.memory
+    read = 8 * blocks * parts * SLAB / gpu.cache
+    return {"saved": 2 * values / gpu.memory, "made": made, "moved": moved + read}
+
+
+def generator_times(kernel: str, steps: tuple[Step, ...], gpu: Gpu) -> dict[str, float]:
+    """Seconds of a generator's convolutions and norms at batch 16 in 16 bits.
+
+    Args:
+        kernel: of tiles.
+        steps: the generator's layers.
+        gpu: rates.
+    """
+    batch, kinds = 16, ("dense", "ours", "norms", "saved", "made", "moved")
+    found = dict.fromkeys(kinds, 0.0)
+    for step in steps:
+        pixels = batch * step.size**2 * step.out
+        dense = step.count * 2 * pixels * step.terms / gpu.cudnn
+        found["dense"] += dense
+        found["ours"] += dense / FASTER[kernel] if step.tiles else dense
+        passes = 3 * step.count + step.residuals if step.normed else 0
+        found["norms"] += 2 * pixels * passes / gpu.memory
+        if step.tiles:
+            for kind, time in leaving_times(kernel, step, batch, gpu).items():
+                found[kind] += step.count * time
+    return found
+
+
 def cells(times_by: dict[str, float]) -> str:
     """In microseconds, the largest bold."""
     slowest = max(times_by.values())
@@ -334,6 +422,19 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for batch in [*moments.samples("model"), moments.Sample("inception-50k", 50_000, 2048)]:
         print(f"| {batch.name} | {cells(moment_times(batch, gpu))} |")
+
+    print("\n| batch 16, bfloat16 | tiles | dense convolutions | ours | norms | moments save "
+          "| making | moving | ratio without | with |")  # fmt: skip
+    print("|" + "---|" * 10)
+    for name, steps in GENERATORS.items():
+        for kernel, faster in FASTER.items():
+            found = generator_times(kernel, steps, gpu)
+            theirs, ours = (found["norms"] + found[kind] for kind in ("dense", "ours"))
+            hidden = ours - found["saved"] + found["moved"]
+            shown = hidden + found["made"]
+            each = " | ".join(f"{1e3 * t:.2f}" for t in found.values())
+            print(f"| {name} | {kernel}, {faster} | {each} | {theirs / ours:.2f} "
+                  f"| {theirs / shown:.2f} to {theirs / hidden:.2f} |")  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -40,6 +40,7 @@ def instance_norm(
     slope: float | Array,
     output: Array,
     stream: int = 0,
+    moments: Array | None = None,
 ) -> None: ...
 def mask_update(
     scores: Sequence[Array],
@@ -123,4 +124,6 @@ def sparse_conv2d_tiles(
     slope: float | Array,
     output: Array,
     stream: int = 0,
+    moments: Array | None = None,
 ) -> None: ...
+def sparse_conv2d_tiles_parts(geometry: Sequence[int], height: int, width: int) -> int: ...

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from benchmarks.harness import OURS, Candidate, Case
 from gansparse.ops import instance_norm, instance_norm_reference
-from gansparse.testing.samples.instance_norm import Sample, samples
+from gansparse.testing.samples.instance_norm import Sample, moments_of, samples
 
 
 def cases(threads: list[int], device: str) -> Iterator[Case]:
@@ -55,6 +55,8 @@ def candidates(sample: Sample, device: str, dtype: torch.dtype) -> dict[str, Can
         "torch channels_last": partial(torchs, *pictures),
     }
     if device == "cuda":
+        left = {"moments": moments_of(a["input"], 32)}  # as of a convolution by tiles
+        found["with moments"] = torch.inference_mode()(partial(instance_norm, **a | left))
         compiled = torch.compile(instance_norm_reference, mode="max-autotune-no-cudagraphs")
         found["torch.compile channels_last"] = torch.inference_mode()(partial(compiled, **a))
     return found

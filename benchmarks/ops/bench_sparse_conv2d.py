@@ -20,6 +20,7 @@ from gansparse.ops import (
     pack_winograd_conv2d,
     pack_winograd_conv_transpose2d,
     sparse_conv2d,
+    sparse_conv2d_moments,
     sparse_conv_transpose2d,
     winograd_conv2d,
 )
@@ -112,7 +113,12 @@ def tile_candidates(sample: TileSample) -> dict[str, Candidate]:
     def cudnn() -> None:
         sample.convolve(arguments["input"], weight, bias)
 
-    return {OURS: ours, "cudnn dense channels_last": cudnn}
+    moments = partial(sparse_conv2d_moments, *(arguments[n] for n in ("input", "weight", "bias")))
+    return {
+        OURS: ours,
+        "with moments": torch.inference_mode()(moments),
+        "cudnn dense channels_last": cudnn,
+    }
 
 
 def list_cases() -> Iterator[Case]:

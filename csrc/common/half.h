@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <cstring>
+#include <type_traits>
 
 #include "common/host_device.h"
 
@@ -93,6 +94,26 @@ GANSPARSE_HD void round_to(float x, Half* out) {
     bits = (magnitude - 0x38000000u + 0xfffu + ((magnitude >> 13) & 1u)) >> 13;
   }
   out->bits = static_cast<uint16_t>(sign | bits);
+#endif
+}
+
+// Both as they are when they have been rounded to T. One conversion of two: of one it is slower.
+template <class T>
+GANSPARSE_HD void round_both(float* one, float* other) {
+#ifdef __CUDA_ARCH__
+  if constexpr (std::is_same_v<T, BFloat16>) {
+    const float2 both = __bfloat1622float2(__floats2bfloat162_rn(*one, *other));
+    *one = both.x, *other = both.y;
+  } else {
+    const float2 both = __half22float2(__floats2half2_rn(*one, *other));
+    *one = both.x, *other = both.y;
+  }
+#else
+  for (float* x : {one, other}) {
+    T rounded;
+    round_to(*x, &rounded);
+    *x = to_float(rounded);
+  }
 #endif
 }
 

@@ -36,6 +36,7 @@ from gansparse.ops import (
     pack_tiles_conv2d,
     pack_tiles_conv_transpose2d,
     sparse_conv2d,
+    sparse_conv2d_moments,
     sparse_conv_transpose2d,
 )
 from gansparse.ops.sparse_conv2d_tiles import TilePattern
@@ -206,6 +207,11 @@ class Tiles(nn.Module):
             return y
         return F.pixel_shuffle(y, self.shuffle).contiguous(memory_format=torch.channels_last)
 
+    @property
+    def leaves_moments(self) -> bool:
+        """Whether it can leave the moments of its output for a norm."""
+        return self.shuffle == 1 and self.settings["activation"] == "none"
+
 
 def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
     """The ways to run a layer, by name; the first two are cuDNN's, and always there.
@@ -289,9 +295,10 @@ class ChannelsLastNorm(Norm):
     """`Norm` that keeps channels_last.
 
     In float16 and bfloat16, with a multiple of 8 channels, by `gansparse.ops.instance_norm`, which
-    reads its input twice and writes once. Else by torch's reductions: two more passes, and of 16
-    bits the variance is the mean square less the squared mean: where a mean is 30 times the
-    deviation, that errs by 1e-4, far below the inputs' own rounding.
+    reads its input twice, with a convolution's moments once, and writes once. Else by torch's
+    reductions: two more passes, and of 16 bits the variance is the mean square less the squared
+    mean: where a mean is 30 times the deviation, that errs by 1e-4, far below the inputs' own
+    rounding.
 
     Args:
         norm: the same, in NCHW.
@@ -314,12 +321,14 @@ class ChannelsLastNorm(Norm):
         self,
         x: Tensor,  # [N, C, H, W]
         residual: Tensor | None = None,  # [N, C, H, W]
+        moments: Tensor | None = None,  # [N, P, 3, C], where the norm is our own
     ) -> Tensor:  # [N, C, H, W]
         """The norm and what follows."""
         if has_own_norm(x):
             return instance_norm(
                 x, cast("Tensor | None", self.wide_weight), cast("Tensor | None", self.wide_bias),
                 eps=self.eps, residual=residual, activation=self.activation, slope=self.wide_slope,
+                moments=moments,
             )  # fmt: skip
         x = x.contiguous(memory_format=torch.channels_last)
         if x.dtype == torch.float32:
@@ -338,3 +347,26 @@ class ChannelsLastNorm(Norm):
         if residual is not None:
             y = y.add_(residual)
         return activate(y, self.activation, self.slope)
+
+
+class NormedTiles(nn.Module):
+    """A convolution by tiles and the InstanceNorm after it, which reads its input once.
+
+    Args:
+        tiles: leaves the moments of its output.
+        norm: takes them.
+    """
+
+    def __init__(self, tiles: Tiles, norm: ChannelsLastNorm) -> None:
+        super().__init__()
+        self.tiles, self.norm = tiles, norm
+
+    def forward(
+        self,
+        x: Tensor,  # [N, C, H, W]
+        residual: Tensor | None = None,  # [N, O, OH, OW], of the norm
+    ) -> Tensor:  # [N, O, OH, OW]
+        """Both."""
+        y, moments = sparse_conv2d_moments(x, self.tiles.packed, self.tiles.bias)
+        made: Tensor = self.norm(y, residual, moments)
+        return made

@@ -35,6 +35,8 @@ from gansparse.deploy.steps import (
 TOLERANCE = 1e-4
 #: Bytes of a weight that the second cache does not keep while other layers run.
 LARGE_WEIGHT = 1 << 20
+#: How the table and choices call a norm that takes its convolution's moments.
+MOMENTS = "its convolution's moments"
 _EITHER_LAYOUT = {
     F.relu, F.leaky_relu, F.prelu, F.tanh, F.elu, F.gelu, F.silu, F.hardtanh, F.softplus,
     F.dropout, torch.relu, torch.prelu, torch.tanh, torch.sigmoid, torch.cat, torch.add, torch.mul,
@@ -117,6 +119,15 @@ def make_plan(
             if node in runner.rows:
                 runner.rows[node].kernel = "torch channels_last"
                 runner.rows[node].why = "InstanceNorm in channels_last"
+    for node, pair in runner.pairs.items():
+        conv: Any = node.args[0]
+        if layouts[node] == layouts[conv] == "channels_last":
+            captured.add_module(str(node.target), pair.module)
+            node.update_arg(0, conv.args[0])
+            captured.graph.erase_node(conv)
+            picked[names[str(node.target)]] = MOMENTS
+            if node in runner.rows:
+                runner.rows[node].kernel, runner.rows[node].why = MOMENTS, pair.why
     convert(captured.graph, layouts, set(runner.layers))
     captured.add_module(MEMORY, Buffers())
     on_cpu = [node for node in runner.layers if node.meta["value"].device.type == "cpu"]
@@ -156,6 +167,14 @@ class _Layer:
         return Row(name, shape, sparsity, kernel, self.times, why, tuple(self.layer.fused))
 
 
+@dataclass
+class _Pair:
+    """A convolution that leaves moments, and its norm."""
+
+    module: nn.Module
+    why: str
+
+
 class _Runner(fx.Interpreter):
     """Runs the fused graph once, layer by layer, with each layer's kernels beside it."""
 
@@ -173,6 +192,8 @@ class _Runner(fx.Interpreter):
         self.rows: dict[fx.Node, Row] = {}
         self.norms: dict[fx.Node, nn.Module] = {}  # that can be channels_last, in it
         self.costs: dict[fx.Node, dict[Layout, float]] = {}  # of these norms
+        self.pairs: dict[fx.Node, _Pair] = {}  # by the norm
+        self.read: dict[fx.Node, Tensor] = {}  # of a convolution, for its norm alone
 
     def takes_either(self, node: fx.Node) -> bool:
         """Whether a node other than a convolution runs as fast in channels_last, and keeps it."""
@@ -183,14 +204,18 @@ class _Runner(fx.Interpreter):
         out = super().run_node(n)
         if not n.op.startswith("call"):
             return out
+        on_cuda = isinstance(out, Tensor) and cuda.on_cuda(out.device)
         step = self.module.get_submodule(str(n.target)) if n.op == "call_module" else None
         if isinstance(step, Conv):
             self.rows[n] = Row("", "", None, "", {}, "")  # its place; filled in when all is chosen
             arguments, _ = self.fetch_args_kwargs_from_env(n)
             self.layers[n] = self._layer(self.names[str(n.target)], step.layer, arguments, out)
+            if on_cuda and self._feeds_a_norm(n):
+                self.read[n] = arguments[0]
             return out
-        if isinstance(step, Norm) and cuda.on_cuda(out.device):
-            self.norms[n] = cuda.ChannelsLastNorm(step)
+        if isinstance(step, Norm) and on_cuda:
+            self.norms[n] = norm = cuda.ChannelsLastNorm(step)
+            self._pair(n, norm, out)
         elif isinstance(step, Norm):
             step.on_cpu = True
         if self.choices is None and isinstance(out, Tensor) and n.target is not expect:
@@ -211,6 +236,50 @@ class _Runner(fx.Interpreter):
                 why = "runs as it was"
             self.rows[n] = Row(name, _text(out.shape), None, "torch", times, why, fused)
         return out
+
+    def _feeds_a_norm(self, conv: fx.Node) -> bool:
+        """Whether a norm, and nothing else, reads what the convolution alone has computed."""
+        (user, *others) = conv.users
+        if others or user.op != "call_module" or conv.args[1] is not None:
+            return False
+        step = self.module.get_submodule(str(user.target))
+        return isinstance(step, Norm) and user.args[1] is not conv
+
+    def _pair(self, n: fx.Node, norm: cuda.ChannelsLastNorm, out: Tensor) -> None:
+        """Measure a norm with the convolution before it, if that can leave moments.
+
+        Both in channels_last, where the convolution has been found to be fastest by tiles: what it
+        saves the norm does not make another kernel lose.
+        """
+        conv: Any = n.args[0]
+        x, layer = self.read.pop(conv, None), self.layers.get(conv)
+        if x is None or layer is None or not cuda.has_own_norm(out):
+            return
+        kernel = layer.best.get("channels_last", "")
+        tiles = layer.ready.get(kernel)
+        chosen = self.choices is None or self.choices.get(self.names[str(n.target)]) == MOMENTS
+        if not (isinstance(tiles, cuda.Tiles) and tiles.leaves_moments and chosen):
+            return
+        pair = cuda.NormedTiles(tiles, norm)
+        read = (x, self.fetch_args_kwargs_from_env(n)[0][1])
+        runs = {
+            "apart": _on(lambda x, added: norm(tiles(x), added), read, "channels_last"),
+            f"{kernel} and norm": _on(pair, read, "channels_last"),
+        }
+        try:
+            want, got = (run() for run in runs.values())
+        except (RuntimeError, ValueError):  # this size is not for it
+            return
+        if not (got - want).abs().max() <= torch.finfo(out.dtype).eps * want.abs().max():
+            return
+        why = "as chosen before"
+        if self.choices is None:
+            apart, both = measure.interleaved(runs, seconds=0.01, device=out.device).values()
+            if both >= apart:
+                return
+            name = self.names[str(conv.target)]
+            why = f"with {name} {both:.3f} ms, {apart:.3f} where the norm makes them"
+        self.pairs[n] = _Pair(pair, why)
 
     def _layer(self, name: str, layer: ConvLayer, read: Any, expected: Tensor) -> _Layer:
         """Measure a convolution's kernels, and make the best of each layout ready."""
@@ -270,7 +339,7 @@ def _timed(way: Kernel, read: Any) -> Callable[[], Callable[[], Any]]:
     return make
 
 
-def _on(step: nn.Module, read: Any, layout: Layout) -> Callable[[], Any]:
+def _on(step: Callable[..., Any], read: Any, layout: Layout) -> Callable[[], Any]:
     """Its run on input of the layout."""
     own = [t if t is None else t.contiguous(memory_format=FORMATS[layout]) for t in read]
     return lambda: step(*own)

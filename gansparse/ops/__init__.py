@@ -15,6 +15,10 @@ from gansparse.ops.instance_norm import instance_norm, instance_norm_reference
 from gansparse.ops.mask_update import mask_update, mask_update_reference
 from gansparse.ops.masked_adam import masked_adam, masked_adam_reference
 from gansparse.ops.sparse_conv2d import sparse_conv2d, sparse_conv2d_reference
+from gansparse.ops.sparse_conv2d_moments import (
+    sparse_conv2d_moments,
+    sparse_conv2d_moments_reference,
+)
 from gansparse.ops.sparse_conv2d_packing import (
     PackedConv2d,
     pack_sparse_conv2d,
@@ -58,6 +62,8 @@ __all__ = [
     "pack_winograd_conv2d",
     "pack_winograd_conv_transpose2d",
     "sparse_conv2d",
+    "sparse_conv2d_moments",
+    "sparse_conv2d_moments_reference",
     "sparse_conv2d_reference",
     "sparse_conv_transpose2d",
     "sparse_conv_transpose2d_reference",

@@ -44,8 +44,9 @@ def takes_arrays(op: Callable[P, R]) -> Callable[P, R]:
             for name, argument in bound.arguments.items():
                 bound.arguments[name] = _shared(argument, op.__name__, name)
             result = op(*bound.args, **bound.kwargs)
-            if outer is not None and isinstance(result, Tensor):
-                result.record_stream(outer)  # its memory is not to be reused while that uses it
+            for made in result if isinstance(result, tuple) else (result,):
+                if outer is not None and isinstance(made, Tensor):
+                    made.record_stream(outer)  # its memory is not to be reused while that uses it
         return result
 
     return taking

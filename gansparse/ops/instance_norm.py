@@ -25,6 +25,7 @@ def instance_norm(
     residual: Tensor | None = None,  # [N, C, H, W]
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    moments: Tensor | None = None,  # [N, P, 3, C]
 ) -> Tensor:  # [N, C, H, W]
     r"""Bring each channel of each picture to mean 0 and variance 1; then sum and activation.
 
@@ -35,8 +36,9 @@ def instance_norm(
 
     (Ulyanov et al. 2016) with mean and variance of all H · W pixels. T is float32 on the CPU,
     float16 or bfloat16 on CUDA, where all sums are float32 and the input is read twice and the
-    output written once. The variance is a sum of squared distances from the mean, so a large mean
-    does no harm. Where a gradient is wanted, `instance_norm_reference` computes it, in plain torch.
+    output written once; with the moments that `sparse_conv2d_moments` leaves it is read once. The
+    variance is a sum of squared distances from the mean, so a large mean does no harm. Where a
+    gradient is wanted, `instance_norm_reference` computes it, in plain torch, and the moments, too.
     The CUDA kernels have been checked without a GPU only, and not yet been timed.
 
     Args:
@@ -48,6 +50,9 @@ def instance_norm(
         residual: [N, C, H, W] T, added before the activation.
         activation: ``none``, ``relu``, ``leaky_relu``, ``prelu`` or ``tanh``.
         slope: of negative values, for ``leaky_relu`` and ``prelu``: number, [1] or [C] float32.
+        moments: [N, P, 3, C] float32, on CUDA only: of each of P parts of a picture how many pixels
+            it has, their mean, and the sum of their squared distances from it. None: they are
+            computed.
 
     Returns:
         [N, C, H, W] T, contiguous on the CPU, channels_last on CUDA.
@@ -68,7 +73,7 @@ def instance_norm(
         )
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
     y: Tensor = torch.ops.gansparse.instance_norm(
-        input, weight, bias, eps, residual, activation, number, slopes
+        input, weight, bias, eps, residual, activation, number, slopes, moments
     )
     return y
 
@@ -82,11 +87,20 @@ def instance_norm_reference(
     residual: Tensor | None = None,
     activation: Activation = "none",
     slope: float | Tensor = 0.01,
+    moments: Tensor | None = None,
 ) -> Tensor:
     """The same in plain torch, sums at least in float32: to be read, not to be fast."""
     wide = input if input.dtype == torch.float64 else input.float()
-    mean = wide.mean((2, 3), keepdim=True)
-    variance = (wide - mean).square().mean((2, 3), keepdim=True)
+    if moments is None:
+        mean = wide.mean((2, 3), keepdim=True)
+        variance = (wide - mean).square().mean((2, 3), keepdim=True)
+    else:
+        counts, means, distances = moments.to(wide.dtype).unbind(2)  # [N, P, C]
+        pixels = counts.sum(1)
+        mean = (counts * means).sum(1) / pixels
+        distances = distances + counts * (means - mean[:, None]).square()
+        variance = (distances.sum(1) / pixels)[..., None, None]
+        mean = mean[..., None, None]
     z = (wide - mean) / (variance + eps).sqrt()
     if weight is not None:
         z = z * weight.view(-1, 1, 1)
@@ -104,7 +118,7 @@ def instance_norm_reference(
 
 _SCHEMA = """instance_norm(
     Tensor input, Tensor? weight, Tensor? bias, float eps, Tensor? residual, str activation,
-    float slope, Tensor? slopes) -> Tensor"""
+    float slope, Tensor? slopes, Tensor? moments) -> Tensor"""
 
 
 def _layout(input: Tensor) -> torch.memory_format:
@@ -126,21 +140,22 @@ def _laid_out(input: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | 
 
 
 def _run(input: Tensor, *arguments: Any) -> Tensor:
-    weight, bias, eps, residual, activation, slope, slopes = arguments
+    weight, bias, eps, residual, activation, slope, slopes, moments = arguments
     input, residual, output = _laid_out(input, residual)
     _C.instance_norm(
         input, weight, bias, eps, residual, activation, slope if slopes is None else slopes,
-        output, current_stream(input),
+        output, current_stream(input), moments,
     )  # fmt: skip
     return output
 
 
 def _fake(input: Tensor, *arguments: Any) -> Tensor:
-    weight, bias, eps, residual, activation, slope, slopes = arguments
+    weight, bias, eps, residual, activation, slope, slopes, moments = arguments
     input, residual, output = _laid_out(input, residual)
     _C.instance_norm(
         describe(input), describe(weight), describe(bias), eps, describe(residual), activation,
         slope if slopes is None else describe(slopes), describe(output),
+        moments=describe(moments),
     )  # fmt: skip
     return output
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from gansparse.testing.compare import close, same_direction
+from gansparse.testing.compare import close, close_moments, same_direction
 from gansparse.testing.redzones import RedZones
 
-__all__ = ["RedZones", "close", "same_direction"]
+__all__ = ["RedZones", "close", "close_moments", "same_direction"]

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Closeness with a computed tolerance: eps of the dtype, √(rounded operations), scale of the terms.
 
-Both functions fail on NaN and on infinities that do not match, and say what was allowed and what
+All functions fail on NaN and on infinities that do not match, and say what was allowed and what
 was found.
 """
 
@@ -85,3 +85,37 @@ def same_direction(got: Tensor, want: Tensor, *, terms: int, name: str = "gradie
     }
     wrong = {what: value for what, value in found.items() if not value <= allowed}
     assert not wrong, f"{name}: {wrong}, allowed {allowed:.3g}"
+
+
+def close_moments(
+    moments: Tensor,  # [N, P, 3, C]
+    pictures: Tensor,  # [N, C, H, W]
+) -> None:
+    """Require that moments of parts of pictures, joined, are those of the pictures.
+
+    No pixel may be missing or counted twice, and sums err as float32's do. A mean that errs by d
+    adds n d² to the sum of distances from it.
+
+    Args:
+        moments: count, mean, and sum of squared distances from it, of each part and channel.
+        pictures: exactly what they are of.
+
+    Raises:
+        AssertionError: a number is further off than rounding allows.
+
+    Example:
+        >>> x = torch.tensor([1.0, 3.0]).view(1, 1, 1, 2)
+        >>> close_moments(torch.tensor([2.0, 2.0, 2.0]).view(1, 1, 3, 1), x)
+    """
+    x = pictures.double().flatten(2).cpu()
+    counts, means, distances = moments.double().cpu().unbind(2)
+    pixels, terms = x.shape[2], x.shape[2] + 8
+    assert torch.equal(counts, counts[:, :, :1].expand_as(counts)), "count: channels differ"
+    assert bool((counts.sum(1) == pixels).all()), f"count: {counts.sum(1)}, expected {pixels}"
+    assert not means[counts == 0].any(), "mean: a part without pixels has one"
+    mean = (counts * means).sum(1) / pixels
+    close(mean.float(), x.mean(2), terms=terms, scale=x.abs().mean(2), name="mean")
+    got = (distances + counts * (means - mean[:, None]).square()).sum(1)
+    want = (x - x.mean(2, keepdim=True)).square().sum(2)
+    squares = torch.finfo(torch.float32).eps * math.sqrt(terms) * x.square().sum(2)
+    close(got.float(), want, terms=terms, scale=want + squares, name="distances")

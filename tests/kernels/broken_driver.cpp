@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "common/async_copy.cuh"
+#include "common/moments.cuh"
 #include "common/reduce.cuh"
 #include "common/tensor_core.cuh"
 #include "common/vec.cuh"
@@ -201,6 +202,18 @@ __global__ void metadata_falls(float* out) {
   out[threadIdx.x] = c[0];
 }
 
+// Two warps' moments, which one of them joins.
+template <bool kSound>
+__global__ void missing_barrier_of_moments(const float* in, float* out) {
+  __shared__ float halves[2][3][1];
+  const int t = threadIdx.x;
+  const float mean = warp_sum(in[t]) / 32;
+  const float distances = warp_sum((in[t] - mean) * (in[t] - mean));
+  if (t % 32 == 0) store_moments(&halves[t / 32][0][0], 1, 0, {32, mean, distances});
+  if (kSound) __syncthreads();
+  if (t < 32) out[t] = joined(&halves[0][0][0], 2, 1, 0).distances;
+}
+
 __global__ void reductions(const float* in, float* out) {
   out[threadIdx.x] = block_sum<kThreads>(in[threadIdx.x]) + warp_sum(1.0f);
 }
@@ -237,6 +250,7 @@ bool run(const std::string& name, uint64_t seed) {
   if (name == "misaligned_matrix") return go([=] { misaligned_matrix<kSound>(i, o); });
   if (name == "product_in_a_branch") return go([=] { product_in_a_branch<kSound>(o); });
   if (name == "metadata_falls") return go([=] { metadata_falls<kSound>(o); });
+  if (name == "missing_barrier_of_moments") return go([=] { missing_barrier_of_moments<kSound>(i, o); });
   // clang-format on
   if (name == "reductions") {
     go([=] { reductions(i, o); });

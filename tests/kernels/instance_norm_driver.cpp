@@ -1,10 +1,11 @@
 // SPDX-License-Identifier: Apache-2.0
-// Both kernels of instance_norm in the emulator.
+// The kernels of instance_norm in the emulator.
 // instance_norm_driver ARGUMENTS RESULTS DTYPE SEED
 //
-// Arguments: numbers (int64: N, H · W, C, activation, slope_step, blocks wanted), eps and slope
-// (float), input, weight or nothing, bias or nothing, residual or nothing, slopes or nothing.
-// Results: output, and the plan (rounds, tiles, slabs).
+// Arguments: numbers (int64: N, H · W, C, activation, slope_step, blocks wanted, parts of moments),
+// eps and slope (float), input, weight or nothing, bias or nothing, residual or nothing, slopes or
+// nothing, moments or nothing. Results: output, and the plan (rounds, tiles, slabs, parts that the
+// last kernel joins).
 #include "ops/instance_norm/instance_norm_kernels.cuh"
 
 #include <cstdlib>
@@ -41,21 +42,33 @@ void norm(const char* from, const char* to, uint64_t seed) {
   p.bias = arguments.next<float>();
   p.residual = arguments.next<T>();
   p.slopes = arguments.next<float>();
+  p.moments = arguments.next<float>();
+  p.parts = numbers[6];
   const int64_t count = p.batch * p.pixels * p.channels;
   T* output = unwritten<T>(count);
   p.output = output;
-  instance_norm::Arguments a{p, instance_norm::plan_tiles(p, numbers[5]), nullptr};
-  a.partial = unwritten<float>(p.batch * a.plan.tiles * p.channels * 2);
+  instance_norm::Arguments a{p, instance_norm::plan_tiles(p, numbers[5]), p.moments,
+                             static_cast<int>(p.parts)};
   const auto blocks = static_cast<unsigned>(p.batch * a.plan.tiles * a.plan.slabs);
-  emulator::launch({dim3(blocks), dim3(kThreads), 0, seed},
-                   [&a] { instance_norm::instance_norm_sums_kernel<T>(a); });
+  const int64_t each = (p.parts + instance_norm::kMostTiles - 1) / instance_norm::kMostTiles;
+  float* partial = nullptr;
+  if (p.parts == 0 || each > 1) {
+    a.parts = p.parts == 0 ? a.plan.tiles : static_cast<int>((p.parts + each - 1) / each);
+    const int64_t sums = p.batch * a.parts * p.channels;
+    a.partial = partial = unwritten<float>(3 * sums);
+    const auto joins = static_cast<unsigned>((sums + kThreads - 1) / kThreads);
+    emulator::launch({dim3(p.parts == 0 ? blocks : joins), dim3(kThreads), 0, seed}, [&] {
+      p.parts == 0 ? instance_norm::instance_norm_sums_kernel<T>(a, partial)
+                   : instance_norm::instance_norm_join_kernel(a, each, partial);
+    });
+  }
   emulator::launch({dim3(blocks), dim3(kThreads), 0, seed},
                    [&a] { instance_norm::instance_norm_apply_kernel<T>(a); });
   Results results(to);
   results.add(output, count);
-  const int64_t plan[] = {a.plan.rounds, a.plan.tiles, a.plan.slabs};
-  results.add(plan, 3);
-  std::free(a.partial);
+  const int64_t plan[] = {a.plan.rounds, a.plan.tiles, a.plan.slabs, a.parts};
+  results.add(plan, 4);
+  std::free(partial);
   std::free(output);
 }
 

@@ -3,10 +3,11 @@
 // sparse_conv2d_driver ARGUMENTS RESULTS DTYPE SEED
 //
 // Arguments of tiles (float16, bfloat16): numbers (int64: geometry [14], N, H, W, OH, OW,
-// activation, slope_step, limit of shared memory, whether 2:4), slope (float [1]), input, values,
-// metadata or nothing, places, starts, bias or nothing, residual or nothing, slopes or nothing.
-// Results: output, and the plan (pictures, rows, columns, positions, buffers, bytes; with 128 rows:
-// tiles, period, whether pictures stand close, positions, buffers, bytes). Arguments of lists
+// activation, slope_step, limit of shared memory, whether 2:4, whether moments are wanted), slope
+// (float [1]), input, values, metadata or nothing, places, starts, bias or nothing, residual or
+// nothing, slopes or nothing. Results: output, the plan (pictures, rows, columns, positions,
+// buffers, bytes; with 128 rows: tiles, period, whether pictures stand close, positions, buffers,
+// bytes), and moments (float [N, P, 3, O]; P is 0 where none are wanted). Arguments of lists
 // (float32): numbers (int64: geometry [14], N, H, W, OH, OW, activation, slope_step, limit of
 // shared memory, pixels of a lane, splits, whether slopes are an array), input, values, offsets,
 // starts, rows, bias or nothing, residual or nothing, slopes (float [1] or [O]), gradient of the
@@ -43,6 +44,13 @@ void launch_warpgroups(const WarpgroupArguments& a, uint64_t seed) {
                    [&a] { sparse_conv2d_warpgroups_kernel<T>(a); });
 }
 
+// Its own allocation, so that AddressSanitizer guards it; all NaN.
+float* unwritten(int64_t count) {
+  auto* out = static_cast<float*>(std::malloc(static_cast<size_t>(count) * sizeof(float)));
+  std::memset(out, 0xff, static_cast<size_t>(count) * sizeof(float));
+  return out;
+}
+
 template <class T>
 void convolve(const char* from, const char* to, uint64_t seed) {
   Arguments arguments(from);
@@ -73,6 +81,9 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   T* output = static_cast<T*>(std::malloc(static_cast<size_t>(count) * sizeof(T)));
   std::memset(output, 0xff, static_cast<size_t>(count) * sizeof(T));
   p.output = output;
+  p.parts = numbers[9] != 0 ? moment_parts(p) : 0;
+  const int64_t moment_count = p.batch * p.parts * 3 * p.g.out_channels;
+  p.moments = p.parts > 0 ? unwritten(moment_count) : nullptr;
   Results results(to);
   if (p.g.vector == kWarpgroupVector) {
     const WarpgroupArguments a{p, plan_warpgroups(p, limit)};
@@ -82,6 +93,8 @@ void convolve(const char* from, const char* to, uint64_t seed) {
         a.t.tiles_y * a.t.tiles_x, a.t.period, a.t.wrap != INT_MAX, a.t.positions, a.t.buffers,
         a.t.shared_bytes};
     results.add(plan, 6);
+    results.add(p.moments, moment_count);
+    std::free(p.moments);
     std::free(output);
     return;
   }
@@ -97,14 +110,9 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   const int64_t plan[] = {1 << a.t.log_n, 1 << a.t.log_y, 1 << a.t.log_x,
                           a.t.positions,  a.t.buffers,    a.t.shared_bytes};
   results.add(plan, 6);
+  results.add(p.moments, moment_count);
+  std::free(p.moments);
   std::free(output);
-}
-
-// Its own allocation, so that AddressSanitizer guards it; all NaN.
-float* unwritten(int64_t count) {
-  auto* out = static_cast<float*>(std::malloc(static_cast<size_t>(count) * sizeof(float)));
-  std::memset(out, 0xff, static_cast<size_t>(count) * sizeof(float));
-  return out;
 }
 
 void run(int64_t blocks, int threads, int64_t shared_bytes, uint64_t seed,

@@ -35,6 +35,7 @@ FAULTS = {
     "missing_barrier_after_copies": ("thread", "data race"),
     "missing_barrier_after_word_copies": ("thread", "data race"),
     "copies_asked_for_too_early": ("thread", "data race"),
+    "missing_barrier_of_moments": ("thread", "data race"),
     "misaligned_matrix": ("plain", ""),
     "product_in_a_branch": (
         "plain",

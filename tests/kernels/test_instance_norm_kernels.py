@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +27,18 @@ names = {"ids": lambda sample: getattr(sample, "name", None)}
 def in_emulator(
     a: dict[str, Any], variant: str, programs: Path, folder: Path, blocks: int = H100_BLOCKS
 ) -> tuple[Tensor, list[int]]:
-    """The kernels' output, and the plan: rounds, tiles, slabs."""
+    """The kernels' output, and the plan: rounds, tiles, slabs, parts that the last one joins."""
     program = building.build("instance_norm_driver", variant, programs)
     x, slopes = a["input"], a["slope"] if isinstance(a["slope"], Tensor) else None
     n, c, h, w = x.shape
     step = int(slopes is not None and len(slopes) > 1)
-    numbers = [n, h * w, c, ACTIVATIONS[a["activation"]], step, blocks]
+    moments = a["moments"]
+    parts = 0 if moments is None else moments.shape[1]
+    numbers = [n, h * w, c, ACTIVATIONS[a["activation"]], step, blocks, parts]
     scalars = [a["eps"], 0.0 if slopes is not None else a["slope"]]
     records = [np.array(numbers), np.array(scalars, np.float32)]
     records += map(record, (x, a["weight"], a["bias"], a["residual"], slopes))
+    records.append(record(None if moments is None else moments.flatten()))
     name = str(x.dtype).removeprefix("torch.")
     found = building.in_both_orders(program, variant, folder, records, name)
     output = torch.frombuffer(bytearray(found[0]), dtype=x.dtype)
@@ -98,14 +102,39 @@ def test_values_of_any_number_of_tiles(
     check(got, a)
 
 
+@pytest.mark.parametrize("mean", [0.0, 30.0])
+@pytest.mark.parametrize(("parts", "joined"), [(1, 1), (64, 64), (65, 33), (200, 50)])
+def test_values_with_moments(
+    parts: int, joined: int, mean: float, programs: Path, tmp_path: Path
+) -> None:
+    """Of parts that differ in size, many of one pixel and some of none."""
+    sample = Sample("moments", (2, 72, 9, 14), affine=True, mean=mean, parts=parts)
+    a = sample.arguments(dtype=torch.float16)
+    got, plan = in_emulator(a, "plain", programs, tmp_path)
+    assert plan[3] == joined
+    check(got, a)
+
+
+def test_wrong_moments_give_a_wrong_norm(programs: Path, tmp_path: Path) -> None:
+    """So the input is not summed once more."""
+    a = Sample("moments", (1, 8, 5, 5), parts=3).arguments(dtype=torch.float16)
+    a["moments"][:, :, 1] += 1
+    got, _ = in_emulator(a, "plain", programs, tmp_path)
+    with pytest.raises(AssertionError, match="elements are off"):
+        check(got, a)
+
+
 # Two slabs of which one is not full, five tiles, a residual and a slope for each channel.
 CHECKED = Sample("checked", (1, 72, 3, 200), True, True, "prelu", 72)
 
 
-def test_no_race_and_in_bounds(variant: str, programs: Path, tmp_path: Path) -> None:
-    a = CHECKED.arguments(dtype=torch.bfloat16)
+@pytest.mark.parametrize(("parts", "joined"), [(0, 5), (7, 7), (70, 35)])
+def test_no_race_and_in_bounds(
+    parts: int, joined: int, variant: str, programs: Path, tmp_path: Path
+) -> None:
+    a = replace(CHECKED, parts=parts).arguments(dtype=torch.bfloat16)
     got, plan = in_emulator(a, variant, programs, tmp_path)
-    assert plan == [1, 5, 2]
+    assert plan == [1, 5, 2, joined]
     check(got, a)
 
 

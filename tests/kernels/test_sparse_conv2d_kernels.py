@@ -51,6 +51,14 @@ def in_emulator(
     limit: int = H100_SHARED,
 ) -> tuple[Tensor, list[int]]:  # fmt: skip
     """The kernel's output [N, O, OH, OW], and the plan."""
+    return launched(sample, a, variant, programs, folder, limit=limit)[:2]
+
+
+def launched(
+    sample: TileSample, a: dict[str, Any], variant: str, programs: Path, folder: Path,
+    *, limit: int = H100_SHARED, moments: bool = False,
+) -> tuple[Tensor, list[int], Tensor]:  # fmt: skip
+    """Output, plan, and the moments that were wanted: [N, P, 3, O]."""
     program = building.build("sparse_conv2d_driver", variant, programs)
     values, metadata, places, starts, g = a["weight"]
     n, _, h, w = sample.shape
@@ -58,7 +66,7 @@ def in_emulator(
     slopes = a["slope"] if isinstance(a["slope"], Tensor) else None
     step = int(slopes is not None and len(slopes) > 1)
     numbers = [*g, n, h, w, high, wide, ACTIVATIONS[a["activation"]], step, limit]
-    numbers.append(sample.pattern == "2:4")
+    numbers += [sample.pattern == "2:4", moments]
     slope = 0.0 if slopes is not None else a["slope"]
     flat = [values.flatten(), metadata.flatten(), places.flatten(), starts]
     records = [np.array(numbers), np.array([slope], np.float32), record(a["input"])]
@@ -67,7 +75,9 @@ def in_emulator(
     found = building.in_both_orders(program, variant, folder, records, name)
     output = torch.frombuffer(bytearray(found[0]), dtype=sample.dtype)
     plan = np.frombuffer(found[1], np.int64).tolist()
-    return output.view(n, high, wide, sample.out).permute(0, 3, 1, 2), plan
+    left = torch.from_numpy(np.frombuffer(found[2], np.float32).copy())
+    pictures = output.view(n, high, wide, sample.out).permute(0, 3, 1, 2)
+    return pictures, plan, left.view(n, -1, 3, sample.out)
 
 
 def finish(z: Tensor, a: dict[str, Any]) -> Tensor:

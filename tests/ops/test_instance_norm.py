@@ -20,6 +20,11 @@ from gansparse.testing.samples.instance_norm import REFUSALS, Refusal, Sample, s
 
 TINY = samples("tiny")
 SMALL = TINY + samples("edge")
+# With moments, which the CUDA kernels take; of some more parts than the last one joins.
+WITH_MOMENTS = [
+    replace(TINY[3], name="moments", parts=5, mean=30.0),
+    replace(TINY[6], name="moments-of-many-parts", parts=100),
+]
 names = {"ids": lambda case: case.name}
 
 
@@ -79,7 +84,14 @@ def test_values_in_float16(sample: Sample) -> None:
     check(instance_norm(**a), a)
 
 
-@pytest.mark.parametrize("sample", TINY, **names)
+@pytest.mark.cuda
+@pytest.mark.parametrize("sample", WITH_MOMENTS, **names)
+def test_values_with_moments(sample: Sample) -> None:
+    a = sample.arguments("cuda", torch.bfloat16)
+    check(instance_norm(**a), a)
+
+
+@pytest.mark.parametrize("sample", TINY + WITH_MOMENTS, **names)
 def test_values_of_the_reference(sample: Sample) -> None:
     a = sample.arguments()
     check(instance_norm_reference(**a), a)
@@ -138,7 +150,7 @@ def by_schema(a: dict[str, Any]) -> tuple[Any, ...]:
     slope = a["slope"]
     number, slopes = (0.0, slope) if isinstance(slope, Tensor) else (slope, None)
     head = (a["input"], a["weight"], a["bias"], a["eps"], a["residual"], a["activation"])
-    return *head, number, slopes
+    return *head, number, slopes, a["moments"]
 
 
 @pytest.mark.parametrize("sample", [TINY[0], TINY[4], TINY[6]], **names)
@@ -192,9 +204,19 @@ def test_refuses_on_cuda(spoil: Any, message: str | None) -> None:
     x = spoil(x.contiguous(memory_format=torch.channels_last))
     arguments = (on_cuda(x), None, None, 1e-5, None, "none", 0.0, on_cuda(x))
     if message is None:
-        return _C.instance_norm(*arguments)
+        return _C.instance_norm(*arguments, moments=on_cuda(torch.zeros(2, 5, 3, 16)))
     with pytest.raises(InputError, match=message):
         _C.instance_norm(*arguments)
+
+
+@pytest.mark.parametrize("shape", [(1, 5, 3, 16), (2, 0, 3, 16), (2, 5, 2, 16), (2, 5, 3, 8), (2,)])
+def test_refuses_moments(shape: tuple[int, ...]) -> None:
+    x = TINY[0].arguments(dtype=torch.bfloat16)["input"]
+    x = on_cuda(x.contiguous(memory_format=torch.channels_last))
+    for dtype in (torch.float32, torch.float64):
+        bad = on_cuda(torch.zeros(shape if dtype == torch.float32 else (2, 5, 3, 16), dtype=dtype))
+        with pytest.raises(InputError, match=r"moments must be float32 \[2, P, 3, 16\] on cuda:0"):
+            _C.instance_norm(x, None, None, 1e-5, None, "none", 0.0, x, moments=bad)
 
 
 # ---- 6. Red zones --------------------------------------------------------------------------------
@@ -207,7 +229,7 @@ def test_stays_within_its_arrays(sample: Sample, place: str) -> None:
     guarded = {k: zones.copy(v) if isinstance(v, Tensor) else v for k, v in free.items()}
     output = zones.copy(torch.full_like(free["input"], torch.nan))
     a = list(by_schema(guarded))
-    slope = a.pop() if sample.slopes else a[6]
+    slope = a[7] if sample.slopes else a[6]
     stream = torch.cuda.current_stream().cuda_stream if place == "cuda" else 0
     _C.instance_norm(*a[:6], slope, output, stream)
     zones.check()

@@ -16,6 +16,7 @@
 // | residual   | [N, C, H, W], or None | T, laid out as the input           | read  |
 // | activation | name                 | none, relu, leaky_relu, prelu, tanh |       |
 // | slope      | number; prelu: [1], [C] | float32                          | read  |
+// | moments    | [N, P, 3, C], or None | float32 (CUDA)                      | read  |
 //
 // The result is a new [N, C, H, W] T, laid out as the input. T is float32 on the CPU, float16 or
 // bfloat16 on CUDA, where C is a multiple of 8. The variance is a sum of squared distances from the
@@ -25,11 +26,13 @@
 // On CUDA, two kernels. A block of the first has 64 channels of a tile of pixels of one picture; it
 // leaves their mean and the sum of their squared distances from it, in registers in two passes over
 // 4 pixels a thread at a time, joined by Chan et al. 1983, eq. 1.5. The second joins a picture's
-// tiles, in order, and applies. No atomics: the same bits every time.
+// tiles, in order, and applies. No atomics: the same bits every time. Where a convolution has left
+// `moments` of what it wrote (common/moments.cuh; sparse_conv2d_tiles.h) the first kernel is not
+// needed; of more than kMostTiles parts another one joins some first.
 //
 // Cost: the input is read twice and the output written once: 6 bytes an element of 16 bits, and 2
-// of a residual. 8 bytes for each channel and tile in between. On the CPU a plane is read three
-// times and written once, in the first or second cache by then.
+// of a residual; with moments 4. 12 bytes for each channel and tile in between. On the CPU a plane
+// is read three times and written once, in the first or second cache by then.
 #pragma once
 
 #include <algorithm>
@@ -48,6 +51,8 @@ struct Problem {
   const void* residual;             // as the input, or null
   const float* slopes;              // [1] or [C], or null: slope
   int64_t slope_step;               // 0 or 1
+  const float* moments;             // [N, P, 3, C], or null
+  int64_t parts;                    // P
   float slope, eps;
   Activation activation;
   void* output;  // as the input
@@ -60,7 +65,7 @@ constexpr int kSlab = 64;                      // channels of a block, 8 a threa
 constexpr int kRows = kThreads / (kSlab / 8);  // threads that share channels
 constexpr int kEach = 4;                       // pixels of a thread at a time
 constexpr int kRound = kRows * kEach;          // pixels of a block at a time
-constexpr int64_t kMostTiles = 64;             // of a picture: each block of the second reads all
+constexpr int64_t kMostTiles = 64;             // of a picture: each block of the last reads all
 
 struct Plan {
   int rounds;        // of a tile

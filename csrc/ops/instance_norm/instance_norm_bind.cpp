@@ -52,6 +52,21 @@ const float* check_channels(const TensorView& view, const TensorView& x, const c
   return view.as<const float>();
 }
 
+// Of parts of the input.
+const float* check_moments(const TensorView& view, const TensorView& x) {
+  const bool fits = view.dtype == DType::kFloat32 && view.ndim == 4 &&
+                    view.shape[0] == x.shape[0] && view.shape[1] > 0 && view.shape[2] == 3 &&
+                    view.shape[3] == x.shape[1] && view.device == x.device;
+  if (!fits) {
+    refuse(check.op(), "moments",
+           "be float32 [" + std::to_string(x.shape[0]) + ", P, 3, " + std::to_string(x.shape[1]) +
+               "] on " + x.device.name(),
+           view.text());
+  }
+  check.contiguous(view, "moments");
+  return view.as<const float>();
+}
+
 Activation check_activation(const std::string& name) {
   if (name == "none") return Activation::kNone;
   if (name == "relu") return Activation::kRelu;
@@ -62,13 +77,14 @@ Activation check_activation(const std::string& name) {
 
 void norm(const py::object& input, const py::object& weight, const py::object& bias, float eps,
           const py::object& residual, const std::string& activation, const py::object& slope,
-          const py::object& output, uintptr_t stream) {
+          const py::object& output, uintptr_t stream, const py::object& moments) {
   // ---- Take the views and check them ------------------------------------------------------------
   const char* op = check.op();
   const TensorView x = view_of(input, op, "input");
   const std::optional<TensorView> weight_view = optional_view_of(weight, op, "weight");
   const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
   const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
+  const std::optional<TensorView> moment_view = optional_view_of(moments, op, "moments");
   const TensorView y = view_of(output, op, "output");
   const bool cuda = x.device.is_cuda();
   const bool known =
@@ -87,6 +103,11 @@ void norm(const py::object& input, const py::object& weight, const py::object& b
   if (weight_view) p.weight = check_channels(*weight_view, x, "weight");
   if (bias_view) p.bias = check_channels(*bias_view, x, "bias");
   if (residual_view) check_pictures(*residual_view, x, "residual");
+  if (moment_view) {
+    check.that(cuda, "moments", "be None on cpu", moment_view->text());
+    p.moments = check_moments(*moment_view, x);
+    p.parts = moment_view->shape[1];
+  }
   check_pictures(y, x, "output");
   check.that(x.described || y.data != x.data || x.numel() == 0, "output",
              "be another array than the input", "the input itself");
@@ -123,7 +144,7 @@ void norm(const py::object& input, const py::object& weight, const py::object& b
 std::vector<std::string> bind_instance_norm(py::module_& module) {
   module.def("instance_norm", &norm, py::arg("input"), py::arg("weight"), py::arg("bias"),
              py::arg("eps"), py::arg("residual"), py::arg("activation"), py::arg("slope"),
-             py::arg("output"), py::arg("stream") = uintptr_t{0});
+             py::arg("output"), py::arg("stream") = uintptr_t{0}, py::arg("moments") = py::none());
   return {
       "plain",
 #ifdef GANSPARSE_WITH_X86

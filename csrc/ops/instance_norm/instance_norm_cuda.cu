@@ -7,26 +7,37 @@ namespace gansparse::instance_norm {
 namespace {
 
 constexpr const char* kOp = "instance_norm";
-constexpr int64_t kBlocksBeside = 4;  // on a multiprocessor, of the second kernel
+constexpr int64_t kBlocksBeside = 4;  // on a multiprocessor, of the last kernel
 
 template <class T>
 void launch(const Problem& p, int device, cudaStream_t stream) {
   int processors = 0;
   check_cuda(cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device), kOp,
              "cudaDeviceGetAttribute");
-  Arguments a{p, plan_tiles(p, kBlocksBeside * processors), nullptr};
+  Arguments a{p, plan_tiles(p, kBlocksBeside * processors), p.moments, static_cast<int>(p.parts)};
   const int64_t blocks = p.batch * a.plan.tiles * a.plan.slabs;
   if (blocks > INT32_MAX) {
     throw DeviceError("instance_norm: too many pictures and channels for one launch: norm fewer");
   }
-  const int64_t floats = p.batch * a.plan.tiles * p.channels * 2;
-  const StreamMemory memory(static_cast<size_t>(floats) * sizeof(float), stream, kOp);
-  a.partial = memory.at<float>(0);
   const auto grid = static_cast<unsigned>(blocks);
-  instance_norm_sums_kernel<T><<<grid, kThreads, 0, stream>>>(a);
+  const auto apply = [&] {
+    instance_norm_apply_kernel<T><<<grid, kThreads, 0, stream>>>(a);
+    check_launch(kOp);
+  };
+  if (p.moments != nullptr && p.parts <= kMostTiles) return apply();
+  const int64_t each = p.moments == nullptr ? 0 : (p.parts + kMostTiles - 1) / kMostTiles;
+  a.parts = p.moments == nullptr ? a.plan.tiles : static_cast<int>((p.parts + each - 1) / each);
+  const int64_t sums = p.batch * a.parts * p.channels;
+  const StreamMemory memory(static_cast<size_t>(3 * sums) * sizeof(float), stream, kOp);
+  a.partial = memory.at<float>(0);
+  if (p.moments == nullptr) {
+    instance_norm_sums_kernel<T><<<grid, kThreads, 0, stream>>>(a, memory.at<float>(0));
+  } else {
+    const auto joins = static_cast<unsigned>((sums + kThreads - 1) / kThreads);
+    instance_norm_join_kernel<<<joins, kThreads, 0, stream>>>(a, each, memory.at<float>(0));
+  }
   check_launch(kOp);
-  instance_norm_apply_kernel<T><<<grid, kThreads, 0, stream>>>(a);
-  check_launch(kOp);
+  apply();
 }
 
 }  // namespace

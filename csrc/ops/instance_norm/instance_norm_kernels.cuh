@@ -7,6 +7,7 @@
 #include <cmath>
 
 #include "common/half.h"
+#include "common/moments.cuh"
 #include "common/vec.cuh"
 #include "ops/instance_norm/instance_norm.h"
 
@@ -15,7 +16,8 @@ namespace gansparse::instance_norm {
 struct Arguments {
   Problem p;
   Plan plan;
-  float* partial;  // [N, tiles, C, 2]: mean, and the sum of squared distances from it
+  const float* partial;  // [N, parts, 3, C]: moments, which the last kernel joins
+  int parts;
 };
 
 // What a block and a thread have.
@@ -43,7 +45,7 @@ __device__ __forceinline__ Place place_of(const Arguments& a) {
 
 template <class T>
 __global__ void __launch_bounds__(kThreads, 2)
-    instance_norm_sums_kernel(const GANSPARSE_GRID_CONSTANT Arguments a) {
+    instance_norm_sums_kernel(const GANSPARSE_GRID_CONSTANT Arguments a, float* partial) {
   __shared__ float means[kRows][kSlab];
   __shared__ float squares[kRows][kSlab];
   __shared__ int counts[kRows];
@@ -104,16 +106,33 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int row = 0; row < kRows; ++row) {
     total += means[row][thread] * static_cast<float>(counts[row]);
   }
-  const float middle = total / static_cast<float>(at.end - at.first);
+  const float pixels = static_cast<float>(at.end - at.first);
+  const float middle = total / pixels;
   float distances = 0;
   for (int row = 0; row < kRows; ++row) {
     const float apart = means[row][thread] - middle;
     distances += squares[row][thread] + apart * apart * static_cast<float>(counts[row]);
   }
-  float* out = a.partial + ((at.n * a.plan.tiles + at.tile) * p.channels + channel) * 2;
-  Vec<float, 2> both;
-  both.item[0] = middle, both.item[1] = distances;
-  store<2>(out, both);
+  store_moments(partial + (at.n * a.plan.tiles + at.tile) * 3 * p.channels, p.channels, channel,
+                {pixels, middle, distances});
+}
+
+// Of the problem's moments each `each` neighbouring parts become one of partial's; a thread has a
+// channel of them.
+__global__ void __launch_bounds__(kThreads)
+    instance_norm_join_kernel(const GANSPARSE_GRID_CONSTANT Arguments a, int64_t each,
+                              float* partial) {
+  const Problem& p = a.p;
+  const int64_t number = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t channel = number % p.channels;
+  const int64_t to = number / p.channels;
+  if (to >= p.batch * a.parts) return;
+  const int64_t first = to % a.parts * each;
+  const float* from = p.moments + (to / a.parts * p.parts + first) * 3 * p.channels;
+  const int64_t left = p.parts - first;
+  const int parts = static_cast<int>(left < each ? left : each);
+  store_moments(partial + to * 3 * p.channels, p.channels, channel,
+                joined(from, parts, p.channels, channel));
 }
 
 // ---- Norm ---------------------------------------------------------------------------------------
@@ -139,25 +158,11 @@ __global__ void __launch_bounds__(kThreads, 4)
   // ---- Mean and variance of a channel a thread, of all tiles ----
   const int channel = at.channel / kSlab * kSlab + thread;
   if (thread < kSlab && channel < p.channels) {
-    const float* partial = a.partial + (at.n * a.plan.tiles * p.channels + channel) * 2;
-    const int64_t tile_pixels = int64_t{a.plan.rounds} * kRound;
-    const auto pixels_of = [&](int tile) {
-      return static_cast<float>(min(tile_pixels, p.pixels - tile * tile_pixels));
-    };
-    float total = 0;
-    for (int tile = 0; tile < a.plan.tiles; ++tile) {
-      total += partial[tile * p.channels * 2] * pixels_of(tile);
-    }
-    const float mean = total / static_cast<float>(p.pixels);
-    float distances = 0;
-    for (int tile = 0; tile < a.plan.tiles; ++tile) {
-      const auto both = load<2>(partial + tile * p.channels * 2);
-      const float apart = both.item[0] - mean;
-      distances += both.item[1] + apart * apart * pixels_of(tile);
-    }
-    means[thread] = mean;
+    const Moments all =
+        joined(a.partial + at.n * a.parts * 3 * p.channels, a.parts, p.channels, channel);
+    means[thread] = all.mean;
     scales[thread] = (p.weight ? p.weight[channel] : 1.0f) /
-                     sqrtf(distances / static_cast<float>(p.pixels) + p.eps);
+                     sqrtf(all.distances / static_cast<float>(p.pixels) + p.eps);
     shifts[thread] = p.bias ? p.bias[channel] : 0.0f;
     slopes[thread] = p.slopes ? p.slopes[channel * p.slope_step] : p.slope;
   }

@@ -8,6 +8,7 @@
 #include "ops/sparse_conv2d/sparse_conv2d_checks.h"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.h"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
+#include "ops/sparse_conv2d/sparse_conv2d_warpgroups.h"
 #include "ops/sparse_conv2d/winograd_conv2d.h"
 
 namespace py = pybind11;
@@ -332,7 +333,8 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
                     const py::object& places, const py::object& starts,
                     const std::vector<int64_t>& geometry, const py::object& bias,
                     const py::object& residual, const std::string& activation,
-                    const py::object& slope, const py::object& output, uintptr_t stream) {
+                    const py::object& slope, const py::object& output, uintptr_t stream,
+                    const py::object& moments) {
   // ---- Take the views and check them ------------------------------------------------------------
   const char* op = check.op();
   const TensorView x = view_of(input, op, "input");
@@ -343,6 +345,7 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
   const std::optional<TensorView> bias_view = optional_view_of(bias, op, "bias");
   const std::optional<TensorView> residual_view = optional_view_of(residual, op, "residual");
   const TensorView y = view_of(output, op, "output");
+  const std::optional<TensorView> moment_view = optional_view_of(moments, op, "moments");
 
   TileProblem p{};
   const DType dtype = take_tiles(x, value_view, place_view, start_view, geometry, &p);
@@ -370,6 +373,14 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
     p.slopes = slope_view.as<const float>();
     p.slope_step = one ? 0 : 1;
   }
+  if (moment_view) {
+    check.that(!residual_view && p.activation == TileActivation::kNone, "moments",
+               "be None where a residual or an activation follows", moment_view->text());
+    p.parts = sparse_conv2d::moment_parts(p);
+    check_array(*moment_view, DType::kFloat32, {p.batch, p.parts, 3, g.out_channels}, "moments",
+                device);
+    p.moments = moment_view->as<float>();
+  }
   if (x.described || y.numel() == 0) return;
 
   // ---- Convolve ---------------------------------------------------------------------------------
@@ -384,6 +395,16 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
   (void)stream;
   refuse_cuda();
 #endif
+}
+
+// P of the moments of pictures [N, C, height, width].
+int64_t tile_parts(const std::vector<int64_t>& geometry, int64_t height, int64_t width) {
+  TileProblem p{};
+  p.g = check_geometry(geometry);
+  p.batch = 1, p.height = height, p.width = width;
+  p.out_height = (height * p.g.upscale + p.g.growth_h) / p.g.stride;
+  p.out_width = (width * p.g.upscale + p.g.growth_w) / p.g.stride;
+  return p.out_height < 1 || p.out_width < 1 ? 1 : sparse_conv2d::moment_parts(p);
 }
 
 // Gradient of weight.values of block tiles. Without pictures nothing is written.
@@ -434,7 +455,9 @@ std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
   module.def("sparse_conv2d_tiles", &convolve_tiles, py::arg("input"), py::arg("values"),
              py::arg("metadata"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),
-             py::arg("output"), py::arg("stream") = uintptr_t{0});
+             py::arg("output"), py::arg("stream") = uintptr_t{0}, py::arg("moments") = py::none());
+  module.def("sparse_conv2d_tiles_parts", &tile_parts, py::arg("geometry"), py::arg("height"),
+             py::arg("width"));
   module.def("sparse_conv2d_tiles_gradient", &convolve_tiles_gradient, py::arg("input"),
              py::arg("values"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("grad"), py::arg("output"), py::arg("stream") = uintptr_t{0});

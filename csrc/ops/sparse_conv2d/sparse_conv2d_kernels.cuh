@@ -6,6 +6,8 @@
 #pragma once
 
 #include "common/async_copy.cuh"
+#include "common/moments.cuh"
+#include "common/reduce.cuh"
 #include "common/tensor_core.cuh"
 #include "common/vec.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
@@ -43,6 +45,11 @@ __device__ __forceinline__ Int padded(Int i, Int size, Padding padding) {
   if (padding == Padding::kReplicate) return i < 0 ? 0 : size - 1;
   const Int mirrored = i < 0 ? -i : 2 * (size - 1) - i;
   return mirrored >= 0 && mirrored < size ? mirrored : -1;
+}
+
+// Rows or columns of the output grid that a phase has in an output of this size.
+__device__ __forceinline__ int grid_size(int64_t out, int upscale, int phase) {
+  return (static_cast<int>(out) - phase + upscale - 1) / upscale;
 }
 
 // The pixel that lies at a position of the block's buffers, or −1: zero. Columns lie by parity, so
@@ -140,7 +147,73 @@ __device__ __forceinline__ void multiply_step(const StepWeights<C>& w, const uin
   }
 }
 
-// ---- End of the layer ---------------------------------------------------------------------------
+// ---- End of the layer, in registers -------------------------------------------------------------
+//
+// Of 16 matrix rows a lane has two, lane / 4 (whose output channel is `o`) and 8 more, and of each
+// group of 8 pixels two neighbours: sums[group][2 · (which row) + (which pixel)].
+
+template <int kGroups>
+__device__ __forceinline__ void add_bias(const TileProblem& p, float (*sums)[4], int64_t o) {
+  if (p.bias == nullptr) return;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const float bias = o + 8 * row < p.g.out_channels ? p.bias[o + 8 * row] : 0.0f;
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      sums[group][2 * row] += bias;
+      sums[group][2 * row + 1] += bias;
+    }
+  }
+}
+
+// The sum of four neighbouring lanes, which have the same rows.
+template <class Number>
+__device__ __forceinline__ Number quad_sum(Number value) {
+  value += __shfl_xor_sync(kFullWarp, value, 1);
+  return value + __shfl_xor_sync(kFullWarp, value, 2);
+}
+
+// Moments of the warp's pixels, of which the output has `count`; there(group, i) tells whether it
+// has the lane's pixel i of a group. The sums become what is stored, rounded to T. The first row's
+// moments go to [3, channels] at `channel`, and likewise the other's.
+template <class T, int kGroups, class There>
+__device__ __forceinline__ void leave_moments(float (*sums)[4], int count, const There& there,
+                                              float* to, int64_t channels, int64_t channel) {
+  const bool full = count == 8 * kGroups;
+#pragma unroll
+  for (int row = 0; row < 2; ++row) {
+    const auto fill = [&](float value) {  // pixels that are not there: nobody stores them
+#pragma unroll
+      for (int i = 0; i < 2 * kGroups; ++i) {
+        float& z = sums[i / 2][2 * row + i % 2];
+        z = there(i / 2, i % 2) ? z : value;
+      }
+    };
+#pragma unroll
+    for (int group = 0; group < kGroups; ++group) {
+      round_both<T>(&sums[group][2 * row], &sums[group][2 * row + 1]);
+    }
+    if (!full) fill(0.0f);
+    float sum[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) sum[i % 2] += sums[i / 2][2 * row + i % 2];
+    const float total = quad_sum(sum[0] + sum[1]);
+    const float mean = count > 0 ? total / static_cast<float>(count) : 0.0f;
+    if (!full) fill(mean);
+    float distances[2] = {};
+#pragma unroll
+    for (int i = 0; i < 2 * kGroups; ++i) {
+      const float apart = sums[i / 2][2 * row + i % 2] - mean;
+      distances[i % 2] += apart * apart;
+    }
+    const float all = quad_sum(distances[0] + distances[1]);
+    if (threadIdx.x % 4 == 0 && channel + 8 * row < channels) {
+      store_moments(to, channels, channel + 8 * row, {static_cast<float>(count), mean, all});
+    }
+  }
+}
+
+// ---- End of the layer, in channels_last ---------------------------------------------------------
 
 // `there` of eight channels, from `o` on.
 __device__ __forceinline__ void activate(const TileProblem& p, float (&z)[8], int64_t o,
@@ -173,10 +246,7 @@ __device__ __forceinline__ void finish(const TileProblem& p, const float* sums, 
   const auto high = load<4>(sums + 4);
   float z[8];
 #pragma unroll
-  for (int e = 0; e < 8; ++e) {
-    z[e] = (e < 4 ? low : high).item[e % 4];
-    if (p.bias && e < there) z[e] += p.bias[o + e];
-  }
+  for (int e = 0; e < 8; ++e) z[e] = (e < 4 ? low : high).item[e % 4];
   if (residual && whole) {
     const auto added = load<8>(residual + at);
 #pragma unroll
@@ -305,13 +375,49 @@ __global__ void __launch_bounds__(most_threads(C::kRows, C::kSparse))
     reading = reading + 1 == t.buffers ? 0 : reading + 1;
     filling = filling + 1 == t.buffers ? 0 : filling + 1;
   }
+  const int upscale = static_cast<int>(g.upscale);
+  const int phases = upscale * upscale;
+  const int phase = row_tile % phases;
+  const int64_t first_channel = static_cast<int64_t>(row_tile / phases) * C::kRows;
+#pragma unroll
+  for (int i = 0; i < C::kTiles; ++i) {
+    add_bias<C::kGroups>(p, sums[i], first_channel + i * 16 + lane / 4);
+  }
   wait_copies<0>();
   __syncthreads();  // all have read the buffers before they take sums
 
+  // ---- Moments: of a warp's pixels for its rows; then a thread joins a row's two halves ----
+  if (p.moments != nullptr) {
+    const int rows = grid_size(p.out_height, upscale, phase / upscale) - (tile_y << t.log_y);
+    const int columns = grid_size(p.out_width, upscale, phase % upscale) - (tile_x << t.log_x);
+    uint32_t there = 0;  // bit 2 · group + i
+#pragma unroll
+    for (int i = 0; i < 2 * C::kGroups; ++i) {
+      const int pixel = first_pixel + i / 2 * 8 + lane % 4 * 2 + i % 2;
+      const bool inside = pixel >> t.log_x < rows && (pixel & ((1 << t.log_x) - 1)) < columns;
+      there |= (inside ? 1u : 0u) << i;
+    }
+    const int count = quad_sum(__popc(there));
+    float* halves = reinterpret_cast<float*>(buffers);  // [row_warps][2][3][V]
+#pragma unroll
+    for (int i = 0; i < C::kTiles; ++i) {
+      leave_moments<T, C::kGroups>(
+          sums[i], count, [there](int group, int k) { return (there >> (2 * group + k) & 1) != 0; },
+          halves + warp * 3 * C::kRows, C::kRows, i * 16 + lane / 4);
+    }
+    __syncthreads();  // both halves' moments are there
+    const int joins = block % t.row_blocks * t.row_warps + thread / C::kRows;  // row tile
+    const int64_t channel = static_cast<int64_t>(joins / phases) * C::kRows + thread % C::kRows;
+    if (thread < t.row_warps * C::kRows && joins < t.row_tiles && channel < g.out_channels) {
+      const int64_t part = tile % (t.tiles_y * t.tiles_x) * int64_t{phases} + joins % phases;
+      store_moments(
+          p.moments + (tile_n * p.parts + part) * 3 * g.out_channels, g.out_channels, channel,
+          joined(halves + thread / C::kRows * (6 * C::kRows), 2, C::kRows, thread % C::kRows));
+    }
+    __syncthreads();  // the halves are read before sums take their place
+  }
+
   // ---- Store: from [row][pixel] in registers to [pixel][channel], 32 pixels at a time ----
-  const int upscale = static_cast<int>(g.upscale);
-  const int phase = row_tile % (upscale * upscale);
-  const int64_t first_channel = static_cast<int64_t>(row_tile / (upscale * upscale)) * C::kRows;
   float* staging = reinterpret_cast<float*>(buffers) + warp * (kStagedPixels * C::kStagingPitch);
 #pragma unroll
   for (int from = 0; from < C::kWarpPixels; from += kStagedPixels) {

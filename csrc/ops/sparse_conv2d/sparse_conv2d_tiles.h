@@ -25,6 +25,7 @@
 // | activation | name                         | none, relu, leaky_relu, prelu, tanh |      |
 // | slope      | number; prelu: [1], [O]      | float32                          | read    |
 // | output     | [N, O, OH, OW]               | T, channels_last                 | written |
+// | moments    | [N, P, 3, O], or None        | float32                          | written |
 //
 // C is a multiple of 8; kernels have up to 9 x 9 taps. Matrix rows are ordered [O / V][phase][V].
 // List l = (tile of rows) · ⌈C / 32⌉ + (32 channels) has the steps [starts[l], starts[l + 1]).
@@ -36,6 +37,13 @@
 // metadata[k, i, lane] is for rows 32 i …: lanes 0, 1 of four for the first 16.
 // A weight that was pruned inside of a kept block counts as 0: there 0 · NaN is NaN. Lists that are
 // out of range give wrong sums and nothing worse.
+//
+// Moments, for a norm that follows: P parts of each picture of the output, and of each part and
+// channel how many pixels it has, their mean, and the sum of their squared distances from it
+// (common/moments.cuh), of the values as stored. They are made in registers, first the mean and
+// then the distances, in an order that never changes. Tiles have pixels of one picture each then,
+// and P (moment_parts) depends on nothing but the layer and the picture's size; a part may have no
+// pixels. Neither residual nor activation may follow.
 //
 // How: a block keeps of 32 channels the input pixels that its 128 output pixels meet, halo
 // included, in shared memory, two to four such buffers in turn (cp.async). All taps of these
@@ -81,7 +89,9 @@ struct TileProblem {
   int64_t slope_step;             // 0 or 1
   float slope;
   TileActivation activation;
-  void* output;  // [N, OH, OW, O]
+  void* output;    // [N, OH, OW, O]
+  float* moments;  // [N, P, 3, O], or null
+  int64_t parts;   // P; 0: moments are not wanted
 };
 
 // How a block's 128 pixels lie, and what they need of the input.
@@ -135,7 +145,8 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const auto tables_of = [&g](const TilePlan& t) {
     return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
   };
-  for (int log_n = 0; log_n <= kLogTilePixels; ++log_n) {
+  const bool apart = p.parts > 0;  // pictures; and then the device has no say in the arrangement
+  for (int log_n = 0; log_n <= (apart ? 0 : kLogTilePixels); ++log_n) {
     for (int log_y = 0; log_y <= kLogTilePixels - log_n; ++log_y) {
       TilePlan t{};
       t.log_n = log_n, t.log_y = log_y, t.log_x = kLogTilePixels - log_n - log_y;
@@ -148,7 +159,8 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
       t.positions = (1 << log_n) * t.halo_rows * t.pitch;
       const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
       // Many small pictures have much halo, which may be too much.
-      const bool fits = 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
+      const bool fits =
+          apart || 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
       const bool better =
           blocks < best_blocks || (blocks == best_blocks && t.positions < best.positions);
       if (best_blocks == 0 || (fits && (better || !best_fits))) {

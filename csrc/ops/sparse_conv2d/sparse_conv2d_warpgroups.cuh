@@ -222,9 +222,29 @@ __global__ void __launch_bounds__(kWarpgroupThreads, 1)
   }
   wait_products<0>();
   pin(sums);
+
+  // ---- Bias; moments of the block's pixels ----
+  const int64_t first_channel = int64_t{row_tile / (upscale * upscale)} * kWarpgroupVector;
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  const int64_t o = first_channel + static_cast<int>(threadIdx.x) / 32 * 16 + lane / 4;
+  auto* of_groups = reinterpret_cast<float (*)[4]>(sums);
+  add_bias<kWarpgroupSums / 4>(p, of_groups, o);
+  if (p.moments != nullptr) {
+    const int rows = min(grid_size(p.out_height, upscale, phase / upscale) - first_y, kTowerRows);
+    const int columns =
+        min(grid_size(p.out_width, upscale, phase % upscale) - first_column, kTowerColumns);
+    const int64_t part =
+        (first_y / kTowerRows * int64_t{t.tiles_x} + tile % t.tiles_x) * (upscale * upscale) +
+        phase;
+    const int mine = columns - lane % 4 * 2;
+    leave_moments<T, kWarpgroupSums / 4>(
+        of_groups, rows > 0 && columns > 0 ? rows * columns : 0,
+        [=](int group, int i) { return group < rows && i < mine; },
+        p.moments + (first_n * p.parts + part) * 3 * g.out_channels, g.out_channels, o);
+  }
   wait_copies<0>();
   __syncthreads();  // all have read the buffers before they take sums
-  store_sums<T>(p, sums, row_starts, int64_t{row_tile / (upscale * upscale)} * kWarpgroupVector,
+  store_sums<T>(p, sums, row_starts, first_channel,
                 int64_t{first_column} * upscale + phase % upscale);
 }
 

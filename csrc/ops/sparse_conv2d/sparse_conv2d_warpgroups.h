@@ -59,7 +59,8 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
   const int64_t close = parts((grid_h - 1) * g.stride + g.taps_h, g.stride);
   const int64_t apart = parts(grid_h, kTowerRows) * kTowerRows;
   const int64_t close_rows = p.batch * close - (close - grid_h);
-  const bool stand_close = parts(close_rows, kTowerRows) * kTowerRows < p.batch * apart;
+  const bool stand_close =
+      p.parts == 0 && parts(close_rows, kTowerRows) * kTowerRows < p.batch * apart;
   t.period = static_cast<int>(stand_close ? close : apart);
   t.wrap = stand_close ? static_cast<int>(close * g.stride) : INT_MAX;
   t.tiles_y = parts(stand_close ? close_rows : p.batch * apart, kTowerRows);
@@ -86,6 +87,18 @@ inline WarpgroupPlan plan_warpgroups(const TileProblem& p, int64_t shared_limit)
   t.tables_at = static_cast<int>(std::max(t.buffers * buffer, staging));
   t.shared_bytes = static_cast<int>(t.tables_at + tables);
   return t;
+}
+
+// P of the moments: a part is what a block has of a picture, of one phase.
+inline int64_t moment_parts(TileProblem p) {
+  p.parts = 1;
+  const int64_t phases = p.g.upscale * p.g.upscale;
+  if (p.g.vector == kWarpgroupVector) {
+    const WarpgroupPlan t = plan_warpgroups(p, INT_MAX);
+    return phases * (t.period / kTowerRows) * t.tiles_x;
+  }
+  const TilePlan t = plan_tiles(p, INT_MAX);
+  return phases * t.tiles_y * t.tiles_x;
 }
 
 // What is said where the device or the build can't.

@@ -29,6 +29,7 @@ class Sample:
         mean: of all pixels, in their deviations.
         constant: every second channel has one value.
         eps: as the op has it.
+        parts: of the moments that come with them; 0: none come.
     """
 
     name: str
@@ -40,6 +41,7 @@ class Sample:
     mean: float = 0.0
     constant: bool = False
     eps: float = 1e-5
+    parts: int = 0
 
     def arguments(
         self, device: str = "cpu", dtype: torch.dtype = torch.float32, seed: int = 0
@@ -58,15 +60,30 @@ class Sample:
             return picture.to(device=device, dtype=dtype, memory_format=lies)
 
         channels = self.shape[1]
+        input = pictures()
         return {
-            "input": pictures(),
+            "input": input,
             "weight": normal(channels).to(device) if self.affine else None,
             "bias": normal(channels).to(device) if self.affine else None,
             "eps": self.eps,
             "residual": pictures() if self.residual else None,
             "activation": self.activation,
             "slope": normal(self.slopes).to(device) if self.slopes else 0.2,
+            "moments": moments_of(input, self.parts) if self.parts else None,
         }
+
+
+def moments_of(
+    pictures: Tensor,  # [N, C, H, W]
+    parts: int,
+) -> Tensor:  # [N, P, 3, C]
+    """Moments of so many parts of each picture, some of one pixel less than others, or of none."""
+    found = []
+    for part in pictures.double().flatten(2).tensor_split(parts, 2):
+        mean = part.sum(2) / max(1, part.shape[2])
+        distances = (part - mean[:, :, None]).square().sum(2)
+        found.append(torch.stack([torch.full_like(mean, part.shape[2]), mean, distances], 1))
+    return torch.stack(found, 1).float()
 
 
 def samples(size: Size) -> list[Sample]:
@@ -138,5 +155,7 @@ REFUSALS = (
             r"residual must be float32 \[2, 16, 9, 7\] on cpu, got float32 \[2, 16, 8, 7\]"),
     Refusal("activation", "activation", lambda x: "gelu",
             r"activation must be none, relu, leaky_relu, prelu or tanh, got gelu"),
+    Refusal("moments", "moments", lambda _: torch.zeros(2, 1, 3, 16),
+            r"moments must be None on cpu, got float32 \[2, 1, 3, 16\]"),
     Refusal("slope", "slope", lambda x: x[:3], r"slope must be float32 \[16\] on cpu, got float32"),
 )  # fmt: skip
