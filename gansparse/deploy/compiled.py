@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gansparse.deploy import cuda, cuda_graph, measure
+from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
 from gansparse.deploy.plan import TOLERANCE, Bank, Plan, make_plan
@@ -52,10 +53,11 @@ def compile(
     times are the device's own, with a cold L2; and the whole can be captured in a CUDA graph for
     each shape of input. No deployed generator has been timed on a GPU yet.
 
-    The result is never slower than the generator (on CUDA: as it was, and in channels_last with
-    cuDNN's search): all are measured in turns, and where the plan does not win, the generator runs
-    as it was. So it does where it can't be captured, is not float32 (on CUDA: nor float16 nor
-    bfloat16), or is on another device; `CompiledGenerator.explain` says so.
+    The result is never slower than the generator, on pictures in NCHW and in channels_last (on
+    CUDA: as it was, and in channels_last with cuDNN's search): all are measured in turns, and where
+    the plan does not win, the generator runs as it was. So it does where it can't be captured, is
+    not float32 (on CUDA: nor float16 nor bfloat16), or is on another device;
+    `CompiledGenerator.explain` says so, with the time of each layer.
 
     Args:
         generator: any, pruned or not. It is copied; later changes to it have no effect.
@@ -135,7 +137,7 @@ class CompiledGenerator(nn.Module):
                 self._add_plan(inputs)
             for plan in self._plans[key]:
                 with suppress(ShapeChanged):
-                    return plan(*[x.contiguous() if isinstance(x, Tensor) else x for x in inputs])
+                    return _run(plan, inputs)
             return self.original(*inputs)
 
     def explain(self) -> Explanation:
@@ -143,9 +145,8 @@ class CompiledGenerator(nn.Module):
 
         Example:
             >>> net = nn.Conv2d(1, 1, 1).double()
-            >>> print(compile(net, torch.zeros(1, 1, 2, 2, dtype=torch.float64)).explain())
-            input 1×1×2×2
-            runs as it was: weight is float64; the kernels take float32
+            >>> compile(net, torch.zeros(1, 1, 2, 2, dtype=torch.float64)).explain().verdict
+            'runs as it was: weight is float64; the kernels take float32'
         """
         return next(iter(self._told.values()), Explanation("", verdict="not called yet"))
 
@@ -209,7 +210,9 @@ class CompiledGenerator(nn.Module):
                     plan, reason = self._plan(own, told, measures)
         self._planned = kind
         told.verdict = f"runs {reason or 'as planned'}" if plan else f"runs as it was: {reason}"
-        if plan is None or reason == cuda_graph.CHANNELS_LAST:
+        if plan is None:
+            told.rows = as_it_was(self.original, inputs) if measures else []
+        elif reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
         self._told[key], self._plans[key] = told, [plan] if plan else []
 
@@ -219,6 +222,7 @@ class CompiledGenerator(nn.Module):
         """A plan for these inputs and how it runs, or None and why there is none."""
         device, dtype = _kind(self.original, inputs)
         source = _without_spread(self.original if self.shrunk is None else self.shrunk)
+        given, inputs = inputs, _contiguous(inputs)
         try:
             captured, told.whole = capture(source, inputs)
         except NotCaptured as failure:
@@ -238,15 +242,17 @@ class CompiledGenerator(nn.Module):
         if self._graph:
             told.notes.append("no CUDA graph: the generator is not on CUDA")
         if measures:
-            runs = {
-                "before": partial(self.original, *inputs),
-                "after": partial(plan.module, *inputs),
-            }
-            times = measure.interleaved(runs, rounds=5)
-            told.before, told.after = times["before"], times["after"]
             cache.save()
-            if told.after >= told.before:
-                return None, "the plan is not faster"
+            for where, pictures in _layouts(given).items():
+                runs = {
+                    "before": partial(self.original, *pictures),
+                    "after": partial(_run, plan.module, pictures),
+                }
+                times = measure.interleaved(runs, rounds=5)
+                if not where:
+                    told.before, told.after = times["before"], times["after"]
+                if times["after"] >= times["before"]:
+                    return None, f"the plan is not faster{where}"
             self._choices = self._choices or plan.choices
         return plan.module, ""
 
@@ -289,6 +295,29 @@ class CompiledGenerator(nn.Module):
         if self._choices is None:
             self._choices, self._way = plan.choices, way
         return runs[way], way
+
+
+def _run(plan: cuda_graph.Run, inputs: tuple[Any, ...]) -> Any:
+    return plan(*_contiguous(inputs))
+
+
+def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
+
+
+def _layouts(inputs: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
+    """The inputs as they are (""), and in torch's layouts of pictures that they are not in."""
+
+    def last(x: Any) -> Any:
+        picture = isinstance(x, Tensor) and x.dim() == 4
+        return x.contiguous(memory_format=torch.channels_last) if picture else x
+
+    found = {"": inputs}
+    ways = (" in NCHW", _contiguous(inputs)), (" in channels_last", tuple(map(last, inputs)))
+    for where, way in ways:
+        if any(a is not b for a, b in zip(inputs, way, strict=True)):
+            found[where] = way
+    return found
 
 
 class _NoDropout(TorchFunctionMode):
