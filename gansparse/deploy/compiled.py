@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import math
+import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
 from typing import Any
@@ -15,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from gansparse import _C
 from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
@@ -59,6 +62,9 @@ def compile(
     not float32 (on CUDA: nor float16 nor bfloat16), or is on another device;
     `CompiledGenerator.explain` says so, with the time of each layer.
 
+    In a process that is forked later torch has one thread, as in a DataLoader's workers: with more,
+    libgomp, torch's usual OpenMP, waits there for threads that did not come along.
+
     Args:
         generator: any, pruned or not. It is copied; later changes to it have no effect.
         example_input: what it is called with: shapes, threads and numbers as they will be.
@@ -88,6 +94,7 @@ def compile(
         True
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
+    _mind_forks()
     with torch.inference_mode(False):
         own = copy.deepcopy(generator).eval()
         compiled = CompiledGenerator(own, replan=replan, graph=cuda_graph)
@@ -295,6 +302,12 @@ class CompiledGenerator(nn.Module):
         if self._choices is None:
             self._choices, self._way = plan.choices, way
         return runs[way], way
+
+
+@functools.cache
+def _mind_forks() -> None:
+    if "libgomp" in _C.build_info()["openmp"]:
+        os.register_at_fork(after_in_child=partial(torch.set_num_threads, 1))
 
 
 def _run(plan: cuda_graph.Run, inputs: tuple[Any, ...]) -> Any:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 import threading
 
 import networks
@@ -248,7 +249,9 @@ def test_inference_mode_and_no_gradients():
     assert not outside.requires_grad
 
 
-def test_threads_share_one_and_run_two():
+@pytest.mark.parametrize("each", [1, 2])
+def test_threads_share_one_and_run_two(each):
+    torch.set_num_threads(each)
     networks_ = [pruned(name) for name in ("stargan", "srgan")]
     inputs = [GENERATORS[name][1]() for name in ("stargan", "srgan")]
     compiled = [deploy.compile(n, x) for n, x in zip(networks_, inputs, strict=True)]
@@ -271,13 +274,19 @@ def test_threads_share_one_and_run_two():
     assert not wrong
 
 
-def test_after_fork():
-    network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3), nn.ReLU()))
-    compiled = deploy.compile(network, picture())
-    want = compiled(picture())
+@pytest.mark.parametrize("threads", [1, 2])
+def test_after_fork(threads):
+    """Also where torch and our kernels have run on threads that the child has not."""
+    torch.set_num_threads(threads)
+    network = seeded(nn.Sequential(conv(), nn.InstanceNorm2d(3), nn.ReLU(), nn.Softmax(1)))
+    x = picture(1, 3, 160, 160)
+    compiled = deploy.compile(network, x)
+    want = compiled(x)
     child = os.fork()
     if child == 0:
-        same = torch.equal(compiled(picture()), want)
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)  # pytest-timeout has its own
+        signal.alarm(20)
+        same = torch.equal(compiled(x), want)
         new = compiled(picture(1, 3, 6, 6)).shape == (1, 3, 6, 6)
         os._exit(0 if same and new else 1)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
