@@ -48,7 +48,7 @@ def expected(net, inputs):
     return without_dropout(net)(*inputs)
 
 
-@pytest.mark.parametrize("family", ["dcgan", "unet", "cyclegan", "stargan", "srgan"])
+@pytest.mark.parametrize("family", ["dcgan", "unet-instance", "cyclegan", "stargan", "srgan"])
 def test_onnx_runtime_gives_the_same(tmp_path, family):
     onnxruntime = pytest.importorskip("onnxruntime", reason="lacks onnxruntime")
     pytest.importorskip("onnxscript", reason="lacks onnxscript")
@@ -58,7 +58,9 @@ def test_onnx_runtime_gives_the_same(tmp_path, family):
     assert [module.training for module in net.modules()] == training
     assert made.size == path.stat().st_size
     assert made.difference < 1e-5
-    assert all(shape[0] == "batch" for shape in made.inputs.values())
+    for shape in made.inputs.values():
+        free = ("batch", "height", "width") if len(shape) == 4 and family != "dcgan" else ("batch",)
+        assert tuple(size for size in shape if isinstance(size, str)) == free
     session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
     assert {x.name: tuple(x.shape) for x in session.get_inputs()} == made.inputs
     assert session.get_outputs()[0].shape[0] == "batch"
@@ -68,28 +70,13 @@ def test_onnx_runtime_gives_the_same(tmp_path, family):
     torch.testing.assert_close(got, expected(net, inputs), rtol=0, atol=1e-5)
 
 
-def test_a_u_net_takes_other_sizes(tmp_path):
-    """With its own statistics, and more than a pixel at its bottom: any batch, any multiple."""
-    onnxruntime = pytest.importorskip("onnxruntime", reason="lacks onnxruntime")
-    pytest.importorskip("onnxscript", reason="lacks onnxscript")
-    net, path = UNetGenerator(ngf=4, num_downs=5).live_in_eval(False), tmp_path / "g.onnx"
-    randomise(net)
-    made = to_onnx(net, torch.randn(1, 3, 64, 64), path)
-    assert made.inputs == {"images": ("batch", 3, "height", "width")}
-    session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
-    for shape in ((2, 3, 64, 96), (1, 3, 128, 64)):
-        x = torch.randn(shape, generator=torch.Generator().manual_seed(2))
-        got = torch.from_numpy(session.run(None, {"images": x.numpy()})[0])
-        torch.testing.assert_close(got, expected(net, (x,)), rtol=0, atol=1e-5)
-
-
-@pytest.mark.parametrize("family", ["dcgan", "unet", "cyclegan", "stargan", "srgan"])
+@pytest.mark.parametrize("family", ["dcgan-28", "stargan", "unet"])  # ONNX starts from the same
 def test_torch_export_gives_the_same(tmp_path, family):
     net, path = pruned_and_shrunk(family), tmp_path / "g.pt2"
     made = to_torch_export(net, one_of_each(family), path)
     assert made.difference < 1e-6
     program = torch.export.load(path).module()
-    inputs = GENERATORS[family][2 if family != "dcgan" else 1]()
+    inputs = GENERATORS[family][2]()
     with torch.no_grad():
         torch.testing.assert_close(program(*inputs), expected(net, inputs), rtol=0, atol=1e-6)
 

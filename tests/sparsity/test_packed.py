@@ -78,7 +78,7 @@ def test_sizes_of_the_shipped_dcgan(tmp_path, sparsity, dtype, goal):
 FAMILIES = {
     "dcgan": DCGANGenerator,
     "cyclegan": lambda: ResNetGenerator(ngf=32),
-    "pix2pix": lambda: UNetGenerator(ngf=24),
+    "pix2pix": lambda: UNetGenerator(ngf=16),
     "stargan": lambda: StarGANGenerator(conv_dim=32),
     "srgan": lambda: SRGANGenerator(4),
 }
