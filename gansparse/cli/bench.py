@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from gansparse.runtimes import Row
 
 
+_WIDTH = 110  # of the table
+
+
 def bench(
     generator: Annotated[
         Path | None,
@@ -70,7 +73,8 @@ def bench(
     inputs = example_inputs(net, size, batch)
     pruned_already = sparsity_report(net).total.sparsity > 0.01
     shares = sparsity or ([0.0] if pruned_already else [0.0, 0.5, 0.75, 0.9])
-    variants = [(each, share) for each in pattern or ["element"] for share in shares]
+    patterns = pattern or ["element"]  # without zeros all are the same: once is enough
+    variants = [(each if share else patterns[0], share) for each in patterns for share in shares]
     rows: list[tuple[int, Row]] = []
     for count in threads or [1]:
         with timing.threads(count):
@@ -79,7 +83,9 @@ def bench(
             )
         shapes = ", ".join("×".join(map(str, x.shape)) for x in inputs)
         title = f"{type(net).__name__}  {shapes}  {count} thread{'s' * (count > 1)}"
-        Console().print(_table(found, title))
+        console = Console()
+        console.width = max(console.width, _WIDTH)  # a figure that is cut is none
+        console.print(_table(found, title))
         for each in dict.fromkeys(row.pattern for row in found if row.candidate == runtimes.OURS):
             say(f"break-even  {each}: {runtimes.break_even(found, each)} zeros")
         for slower in runtimes.slower_than_torch(found):

@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gansparse import _C
+from gansparse.deploy.packable import unpackable
 from gansparse.deploy.steps import (
     Conv,
     ConvLayer,
@@ -27,7 +28,6 @@ from gansparse.deploy.steps import (
     Norm,
     Slope,
     Sparse,
-    _packable,
     activate,
     vector_sizes,
 )
@@ -228,7 +228,7 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
             "channels_last", lambda: Conv(layer, "channels_last", sparse_filters=True)
         ),
     }
-    if not _packable(layer):
+    if unpackable(layer):
         return found
     if layer.weight.dtype == torch.float32:
         n, _, high, wide = size

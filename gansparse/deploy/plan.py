@@ -19,8 +19,10 @@ from gansparse.deploy.capture import expect
 from gansparse.deploy.fuse import fuse
 from gansparse.deploy.layout import choose_layouts, convert
 from gansparse.deploy.memory import MEMORY, Buffers, add_buffers
+from gansparse.deploy.packable import unpackable
 from gansparse.deploy.steps import (
     FORMATS,
+    WORTH_PACKING,
     Conv,
     ConvLayer,
     Kernel,
@@ -297,6 +299,8 @@ class _Runner(fx.Interpreter):
                 cold=layer.weight.numel() * layer.weight.element_size() >= LARGE_WEIGHT,
             )
         found = _Layer(layer, size, times)
+        if layer.sparsity >= WORTH_PACKING and (reason := unpackable(layer)):
+            found.refused["sparse"] = reason
         if on_cuda:
             expected, most = cuda.truth(layer, read, expected)
         else:

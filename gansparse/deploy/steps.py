@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gansparse import _C
+from gansparse.deploy.packable import unpackable
 from gansparse.nn import SparseConv2d, SparseConvTranspose2d
 from gansparse.ops import (
     pack_sparse_conv2d,
@@ -37,7 +38,7 @@ _PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate
 #: A dense kernel leaves out a layer's empty filters when they are at least this share.
 _WORTH_SPREADING = 1 / 8
 #: An element kernel needs this share of zeros to have a chance; measured break-even is at 0.2.
-_WORTH_PACKING = 0.1
+WORTH_PACKING = 0.1
 #: Filters may share a pattern though each lost some more: what that may cost.
 _WORTH_SHARING = 1.1
 #: Up to this share of zeros, sixteen filters that share all that any of them has may still be the
@@ -425,7 +426,7 @@ def vector_sizes(layer: ConvLayer) -> list[int]:
         if size < 2 * len(kept) and computed <= most:
             sizes.append(size)
     worth = not sizes or sizes[0] < 8
-    return sizes + ([1] if worth and layer.sparsity >= _WORTH_PACKING else [])
+    return sizes + ([1] if worth and layer.sparsity >= WORTH_PACKING else [])
 
 
 @dataclass(frozen=True)
@@ -461,7 +462,7 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
         add("onednn channels_last", "channels_last", onednn_conv)
     if layer.transposed and layer.groups == 1 and tuple(size[2:]) == (1, 1):
         found["matrix"] = Kernel("NCHW", lambda: OnePixel(layer))
-    if _packable(layer):
+    if not unpackable(layer):
         n, _, h, w = size
         if _takes_winograd(layer, size):
             found["winograd"] = Kernel("NCHW", lambda: Winograd(layer))
@@ -482,14 +483,3 @@ def _takes_winograd(layer: ConvLayer, size: tuple[int, ...]) -> bool:
     if layer.transposed and stride == (2, 2):
         fits = taps == (4, 4) and layer.padding == (1, 1)
     return fits and min(size[2:]) >= _WINOGRAD_PIXELS
-
-
-def _packable(layer: ConvLayer) -> bool:
-    """Whether the sparse kernels take the layer."""
-    stride, taps = layer.stride, layer.weight.shape[2:]
-    plain = layer.groups == 1 and layer.dilation == (1, 1) and max(taps) <= 15
-    fits = stride in ((1, 1), (2, 2)) and bool(layer.weight.any())
-    if layer.transposed:
-        fits = fits and all(p < k for p, k in zip(layer.padding, taps, strict=True))
-        fits = fits and all(e < stride[0] for e in layer.output_padding)
-    return plain and fits

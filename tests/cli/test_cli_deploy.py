@@ -4,21 +4,31 @@
 from __future__ import annotations
 
 import csv
+from functools import partial
 
 import pytest
 import torch
 from typer.testing import CliRunner
 
+from gansparse import runtimes
 from gansparse.cli import app
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import save_tensors
 from gansparse.models import DCGANGenerator, load_generator
 from gansparse.sparsity import Pruner, filter_channels
+from gansparse.testing import timing
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("GANSPARSE_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch):
+    """How fast the machine is, and how quiet, is no question here."""
+    monkeypatch.setattr(runtimes, "_PAUSE", 0.0)
+    monkeypatch.setattr(runtimes, "memory_limits", partial(timing.memory_limits, items=1 << 16))
 
 
 @pytest.fixture
@@ -32,9 +42,9 @@ def weights(tmp_path):
     return tmp_path / "g.safetensors"
 
 
-def call(*arguments):
+def call(*arguments, columns=200):
     """Its output; errors that a user can mend are raised, as `main` gets them."""
-    runner = CliRunner(env={"COLUMNS": "200", "NO_COLOR": "1"})
+    runner = CliRunner(env={"COLUMNS": str(columns), "NO_COLOR": "1"})
     done = runner.invoke(app, list(map(str, arguments)))
     if isinstance(done.exception, (InputError, CheckpointError)):
         raise done.exception
@@ -80,6 +90,29 @@ def test_export_by_ending(weights, tmp_path):
             call("export", *arguments)
     with pytest.raises(CheckpointError, match="no weights file at"):
         call("export", tmp_path / "none.pth", "g.onnx")
+
+
+def test_bench_of_a_dense_pth_prunes_it_and_cuts_no_figure(tmp_path):
+    net, weights, table = (
+        DCGANGenerator(nz=16, ngf=8, image_size=16),
+        "mine.pth",
+        tmp_path / "t.csv",
+    )
+    torch.save(net.state_dict(), tmp_path / weights)
+    asked = ("--pattern", "element", "--pattern", "vector", "--sparsity", 0, "--sparsity", 0.75)
+    shown = call(
+        *("bench", "--generator", tmp_path / weights, "--peer", "torch", "--rounds", 2),
+        *(*asked, "--out", table),
+        columns=60,
+    )
+    with table.open() as file:
+        ours = [row for row in csv.DictReader(file) if row["candidate"] == "gansparse"]
+    kinds = [(row["pattern"], row["sparsity"]) for row in ours]
+    assert kinds == [("element", "0"), ("element", "0.75"), ("vector", "0.75")]
+    assert "…" not in shown
+    for row in ours:
+        assert f"{float(row['median_ms']):.2f}" in shown
+    assert "break-even  vector" in shown
 
 
 def test_bench_measures_a_pruned_generator_as_it_is(weights, tmp_path):

@@ -25,15 +25,19 @@ class Timer:
     def __init__(self, fast: str = "sparse", before: float = 2.0) -> None:
         self.fast, self.before = fast, before
         self.asked: list[set[str]] = []
+        self.cold: list[bool] = []  # for each of them
 
     def __call__(
         self,
         runs: dict[str, Callable[[], object]],
         rounds: int = 3,
         seconds: float = 0.0,
+        *,
+        cold: bool = False,
         **_: object,
     ) -> dict[str, float]:
         self.asked.append(set(runs))
+        self.cold.append(cold)
         for run in runs.values():
             run()
         if "before" in runs:

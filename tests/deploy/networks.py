@@ -1,11 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Networks of a user's own, with what can go wrong when a graph is fused."""
+"""Networks of a user's own, with what can go wrong when a graph is fused; what a plan owes them."""
 
 from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from gansparse.deploy import CompiledGenerator
+
+TOLERANCE = 1e-4  # of the contract
+
+
+@torch.no_grad()
+def assert_same(compiled: nn.Module, network: nn.Module, *inputs: torch.Tensor) -> None:
+    torch.manual_seed(0)
+    want = network(*[x.clone() for x in inputs])
+    torch.manual_seed(0)
+    got = compiled(*[x.clone() for x in inputs])
+    assert got.shape == want.shape
+    assert float((got - want).abs().max()) <= TOLERANCE * max(1.0, float(want.abs().max()))
+
+
+def convolutions(compiled: CompiledGenerator) -> dict[str, str]:
+    """Layer → kernel."""
+    return {row.layer: row.kernel for row in compiled.explain().rows if row.sparsity is not None}
 
 
 def seeded(network: nn.Module, zeros: float = 0.6) -> nn.Module:

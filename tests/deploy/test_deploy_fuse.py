@@ -280,6 +280,28 @@ def test_filters_that_share_a_pattern_are_found():
         close(way.make()(x), exact(network, x), terms=200)
 
 
+@pytest.mark.parametrize(
+    ("out", "zeros", "offered"),
+    [(16, 432, True), (16, 433, False), (9, 200, True), (8, 180, False)],  # 432 are 60 %
+)
+@torch.no_grad()
+def test_sixteen_filters_may_share_what_any_of_them_has(out, zeros, offered):
+    """Of single weights, up to 60 % zeros: as good as dense, and as fast on small pictures."""
+    network, x = seeded(nn.Sequential(conv(5, out)), zeros=0), picture(1, 5, 4, 4)
+    gone = torch.randperm(45 * out, generator=torch.Generator().manual_seed(0))[:zeros]
+    network[0].weight.view(-1)[gone] = 0
+    _, _, steps = fused_graph(network, x)
+    ways = kernels(steps["0"].layer, tuple(x.shape))
+    assert {name for name in ways if name.startswith("sparse")} == {
+        "sparse",
+        *["sparse vector-16"] * offered,
+    }
+    if offered:
+        made = ways["sparse vector-16"].make()
+        assert made.conv.packed.geometry.vector == 16
+        close(made(x), exact(network, x), terms=200)
+
+
 @torch.no_grad()
 def test_what_cant_be_captured_stays_whole():
     network, x = seeded(networks.Around(networks.Branch())), picture()

@@ -11,9 +11,11 @@ import pytest
 import torch
 from networks import conv, picture, seeded
 from torch import fx, nn
+from torch.overrides import TorchFunctionMode
 
-from gansparse import deploy
+from gansparse import _C, deploy
 from gansparse.deploy import layout, measure
+from gansparse.info import cpu_name
 
 real_interleaved = measure.interleaved
 
@@ -50,6 +52,61 @@ def test_other_shapes_zeros_and_threads_are_measured(timer):
     torch.set_num_threads(2)
     deploy.compile(network(), picture())
     assert timer.layers == 8
+    before = _C.simd_level()
+    try:
+        _C.set_simd_level("plain")
+        deploy.compile(network(), picture())
+    finally:
+        _C.set_simd_level(before)
+    assert timer.layers == (8 if before == "plain" else 10)
+
+
+def test_times_are_kept_by_machine_and_layer(timer, cache_folder):
+    net = network()
+    deploy.compile(net, picture())
+    keys = [json.loads(key) for key in json.loads((cache_folder / "kernels.json").read_text())]
+    first = next(key for key in keys if key.get("weight") == [3, 3, 3, 3])
+    zeros = round(float((net[0].weight == 0).double().mean()), 2)
+    expected = {"input": [2, 3, 8, 10], "threads": 1, "processor": cpu_name(), "zeros": zeros}
+    assert expected.items() <= first.items()
+    assert _C.simd_level() in first["isa"]
+
+
+class Reads(TorchFunctionMode):
+    """Writes down the bytes of every tensor that is summed up."""
+
+    def __init__(self, log):
+        super().__init__()
+        self.log = log
+
+    def __torch_function__(self, function, _, args=(), kwargs=None):
+        if function is torch.Tensor.sum:
+            self.log.append(args[0].nbytes)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("cold", "bytes_read"), [(True, 64 << 20), (False, 0)])
+def test_before_each_cold_run_other_memory_is_read(cold, bytes_read):
+    log = []
+    with Reads(log):
+        real_interleaved({"a": lambda: log.append("a")}, rounds=4, seconds=0.0, cold=cold)
+    assert log == ["a", *[bytes_read, "a"] * 4]
+
+
+def test_a_cold_run_takes_longer():
+    """256 KB from the second cache, and from wherever they are when that has read 64 MB."""
+    x = torch.ones(1 << 16)
+    warm, cold = (real_interleaved({"sum": x.sum}, rounds=20, cold=c)["sum"] for c in (False, True))
+    assert cold > 1.2 * warm
+
+
+def test_layers_of_a_megabyte_are_measured_cold(timer, cache_folder):
+    large, small = conv(512, 512, 1), conv(512, 511, 1)
+    deploy.compile(seeded(nn.Sequential(large, nn.ReLU(), small)), picture(1, 512, 4, 4))
+    layers = [c for names, c in zip(timer.asked, timer.cold, strict=True) if "onednn" in names]
+    assert layers == [True, False]
+    keys = [json.loads(key) for key in json.loads((cache_folder / "kernels.json").read_text())]
+    assert {k["weight"][0]: k["cold"] for k in keys if "weight" in k} == {512: True, 511: False}
 
 
 @pytest.mark.parametrize(

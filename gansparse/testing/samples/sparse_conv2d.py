@@ -152,7 +152,9 @@ def samples(size: Size) -> list[Sample]:
     if size == "edge":
         # A tile is 16 patches of 4 x 4, 2 x 2 or 1 x 1 pixels in one of fifteen arrangements; a
         # chunk 256 rows; a block of 3 x 3 taps at most 17 channels.
-        kernels: tuple[tuple[int, int], ...] = ((1, 1), (2, 3), (4, 4), (5, 5), (7, 7), (9, 9))
+        kernels: tuple[tuple[int, int], ...] = (
+            (1, 1), (2, 3), (3, 3), (4, 4), (5, 5), (7, 7), (9, 9),
+        )  # fmt: skip
         modes: tuple[PaddingMode, ...] = ("zeros", "reflect", "replicate")
         pictures = ((1, 1), (1, 40), (40, 1), (15, 17), (16, 16), (17, 33), (8, 32), (4, 70))
         return [
@@ -162,6 +164,9 @@ def samples(size: Size) -> list[Sample]:
                        max(r, s) // 2, mode)
                 for r, s in kernels for stride in (1, 2) for mode in modes
             ),
+            *(Sample(f"vector-{v}-stride-{stride}-{mode}", (1, 6, 11, 13), 2 * v, 4, stride, 2,
+                     mode, v, residual=True, activation="tanh")
+              for v in (4, 8, 16) for stride in (1, 2) for mode in modes),
             *(Sample(f"picture-{h}x{w}", (1, 3, h, w), 4) for h, w in pictures),
             *(Sample(f"channels-{c}", (1, c, 6, 6), 3) for c in (1, 16, 17, 18, 35)),
             *(Sample(f"out-{o}", (1, 4, 5, 5), o, vector_size=v)

@@ -32,7 +32,7 @@ def samples(size: Size) -> list[Sample]:
             *(
                 layer(f"{k}-stride-{s}-padding-{p}-{e}", (1, 3, 7, 9), 5, kernel=k, stride=s,
                       padding=p, output_padding=e)
-                for k in (1, 2, 3, 4, 5, 7) for s in (1, 2) for p in (0, 1, 3) for e in (0, 1)
+                for k in (1, 2, 3, 4, 5, 7, 9) for s in (1, 2) for p in (0, 1, 3) for e in (0, 1)
                 if p < k and e < s and (p, e) != (3, 1)
             ),
             *(layer(f"picture-{h}x{w}", (1, 3, h, w), 4) for h, w in ((1, 1), (16, 17), (9, 33))),
