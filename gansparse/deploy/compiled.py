@@ -7,6 +7,7 @@ import copy
 import functools
 import inspect
 import math
+import operator
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
 from functools import partial
@@ -28,6 +29,7 @@ from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
 
 _ON_CPU = (torch.float32,)
+_ONLY = "as it was, but as planned on pictures in "
 _PLAIN = (bool, int, float, str, type(None))
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 
@@ -58,9 +60,9 @@ def compile(
 
     The result is never slower than the generator, on pictures in NCHW and in channels_last (on
     CUDA: as it was, and in channels_last with cuDNN's search): all are measured in turns, and where
-    the plan does not win, the generator runs as it was. So it does where it can't be captured, is
-    not float32 (on CUDA: nor float16 nor bfloat16), or is on another device;
-    `CompiledGenerator.explain` says so, with the time of each layer.
+    the plan does not win, perhaps in one layout only, the generator runs as it was. So it does
+    where it can't be captured, is not float32 (on CUDA: nor float16 nor bfloat16), or is on another
+    device; `CompiledGenerator.explain` says so, with the time of each layer.
 
     In a process that is forked later torch has one thread, as in a DataLoader's workers: with more,
     libgomp, torch's usual OpenMP, waits there for threads that did not come along.
@@ -124,7 +126,7 @@ class CompiledGenerator(nn.Module):
         self.original = original
         self.shrunk: nn.Module | None = None
         self._replan, self._graph = replan, graph
-        self._way = ""  # of cuda_graph.ways: how the first shape runs
+        self._way = ""  # of cuda_graph.ways, or the only layout: how the first shape runs
         self._planned: tuple[torch.device, torch.dtype] | None = None  # what choices are for
         self._choices: dict[str, str] | None = None  # of the first plan; None: runs as it was
         self._forget()
@@ -132,6 +134,7 @@ class CompiledGenerator(nn.Module):
     def _forget(self) -> None:
         """What follows from the state. No submodules: they differ with the shape of the input."""
         self._plans: dict[Any, list[cuda_graph.Run]] = {}  # none, or one
+        self._only: dict[Any, str] = {}  # the layout of inputs that the plan is for; "": any
         self._bank: Bank = {}
         self._told: dict[Any, Explanation] = {}
 
@@ -142,9 +145,10 @@ class CompiledGenerator(nn.Module):
         with torch.no_grad():
             if key not in self._plans:
                 self._add_plan(inputs)
-            for plan in self._plans[key]:
+            fits = self._only.get(key) in ("", _layout(inputs))
+            for plan in self._plans[key] if fits else []:
                 with suppress(ShapeChanged):
-                    return _run(plan, inputs)
+                    return plan(*_contiguous(inputs))
             return self.original(*inputs)
 
     def explain(self) -> Explanation:
@@ -173,7 +177,7 @@ class CompiledGenerator(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": {}, "_bank": {}, "_told": {}}
+        return self.__dict__ | {"_plans": {}, "_only": {}, "_bank": {}, "_told": {}}
 
     def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
         """The inputs without keywords."""
@@ -221,6 +225,7 @@ class CompiledGenerator(nn.Module):
             told.rows = as_it_was(self.original, inputs) if measures else []
         elif reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
+        self._only[key] = reason.removeprefix(_ONLY) if plan and reason.startswith(_ONLY) else ""
         self._told[key], self._plans[key] = told, [plan] if plan else []
 
     def _plan(
@@ -248,20 +253,26 @@ class CompiledGenerator(nn.Module):
             return self._on_cuda(plan, inputs, told, cache if measures else None)
         if self._graph:
             told.notes.append("no CUDA graph: the generator is not on CUDA")
+        way = self._way
         if measures:
             cache.save()
-            for where, pictures in _layouts(given).items():
+            layouts, won = _layouts(given), []
+            for layout, pictures in layouts.items():
                 runs = {
                     "before": partial(self.original, *pictures),
                     "after": partial(_run, plan.module, pictures),
                 }
                 times = measure.interleaved(runs, rounds=5)
-                if not where:
+                if layout == _layout(given):
                     told.before, told.after = times["before"], times["after"]
-                if times["after"] >= times["before"]:
-                    return None, f"the plan is not faster{where}"
-            self._choices = self._choices or plan.choices
-        return plan.module, ""
+                if times["after"] < times["before"]:
+                    won.append(layout)
+            if not won:
+                return None, "the plan is not faster"
+            way = won[0] if len(won) < len(layouts) else ""
+            if self._choices is None:
+                self._choices, self._way = plan.choices, way
+        return plan.module, _ONLY + way if way else ""
 
     def _on_cuda(
         self,
@@ -318,19 +329,19 @@ def _contiguous(inputs: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(x.contiguous() if isinstance(x, Tensor) else x for x in inputs)
 
 
+def _layout(inputs: tuple[Any, ...]) -> str:
+    return "NCHW" if all(map(operator.is_, inputs, _contiguous(inputs))) else "channels_last"
+
+
 def _layouts(inputs: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
-    """The inputs as they are (""), and in torch's layouts of pictures that they are not in."""
+    """The inputs in NCHW, and in channels_last where that is another."""
 
     def last(x: Any) -> Any:
         picture = isinstance(x, Tensor) and x.dim() == 4
         return x.contiguous(memory_format=torch.channels_last) if picture else x
 
-    found = {"": inputs}
-    ways = (" in NCHW", _contiguous(inputs)), (" in channels_last", tuple(map(last, inputs)))
-    for where, way in ways:
-        if any(a is not b for a, b in zip(inputs, way, strict=True)):
-            found[where] = way
-    return found
+    ways = (_contiguous(inputs), tuple(map(last, inputs)))
+    return {_layout(way): way for way in ways}
 
 
 class _NoDropout(TorchFunctionMode):
