@@ -29,7 +29,6 @@ from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
 
 _ON_CPU = (torch.float32,)
-_ONLY = "as it was, but as planned on pictures in "
 _PLAIN = (bool, int, float, str, type(None))
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 
@@ -145,7 +144,7 @@ class CompiledGenerator(nn.Module):
         with torch.no_grad():
             if key not in self._plans:
                 self._add_plan(inputs)
-            fits = self._only.get(key) in ("", _layout(inputs))
+            fits = self._only.get(key, "") in ("", _layout(inputs))
             for plan in self._plans[key] if fits else []:
                 with suppress(ShapeChanged):
                     return plan(*_contiguous(inputs))
@@ -225,7 +224,6 @@ class CompiledGenerator(nn.Module):
             told.rows = as_it_was(self.original, inputs) if measures else []
         elif reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
-        self._only[key] = reason.removeprefix(_ONLY) if plan and reason.startswith(_ONLY) else ""
         self._told[key], self._plans[key] = told, [plan] if plan else []
 
     def _plan(
@@ -272,7 +270,8 @@ class CompiledGenerator(nn.Module):
             way = won[0] if len(won) < len(layouts) else ""
             if self._choices is None:
                 self._choices, self._way = plan.choices, way
-        return plan.module, _ONLY + way if way else ""
+        self._only[_signature(inputs)] = way
+        return plan.module, f"as it was, but as planned on pictures in {way}" if way else ""
 
     def _on_cuda(
         self,
