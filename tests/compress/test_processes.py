@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Two processes (gloo) against one: the same loss curve, the same network."""
+"""Two processes of torchrun (gloo) against one: the same loss curve, the same network."""
 
 import json
 import os
-import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -17,27 +16,22 @@ from gansparse.files import load_tensors
 VICTIM = Path(__file__).with_name("distributed_victim.py")
 
 
-CASES = ("b-sample", "b-batch", "d-sample", "l-sample")
+CASES = ("b-sample", "b-batch", "d-sample", "l-sample", "b-sample-bf16")
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 def run(out, count):
     """Runs all cases in ``count`` processes."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    world = {"WORLD_SIZE": str(count), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    started = [
-        subprocess.Popen(
-            [sys.executable, str(VICTIM), str(out), *CASES],
-            env=os.environ | world | {"RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(count)
-    ]
-    for process in started:
-        _, errors = process.communicate(timeout=200)
-        assert process.returncode == 0, errors
+    started_by = () if count == 1 else (*TORCHRUN, str(count))
+    done = subprocess.run(
+        [sys.executable, *started_by, str(VICTIM), str(out), *CASES],
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
+    assert done.returncode == 0, done.stderr
     return out
 
 
