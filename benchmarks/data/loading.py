@@ -7,7 +7,8 @@
 
 DATA holds `sr/BSD68` and `cifar10/cifar10_jpeg.zip`; towns and faces are drawn. The step is one of
 the task's own training (technique a) at the original's sizes, of D alone where G does not take part
-in each. With --step-ms the trainer sleeps instead, as one whose device computes.
+in each. With --step-ms the trainer sleeps instead, as one whose device computes. Without workers
+and with one thread processor time is taken, whatever else the machine does.
 """
 
 from __future__ import annotations
@@ -100,6 +101,11 @@ def cases(data: Path, scratch: Path) -> dict[str, Case]:
     }
 
 
+def clock(workers: int) -> Callable[[], float]:
+    alone = workers == 0 and torch.get_num_threads() == 1
+    return time.process_time if alone else time.perf_counter
+
+
 def cost(case: Case, count: int = 100) -> float:
     """Milliseconds of one core that a sample takes, whatever else the machine does."""
     batches = case.batches(1)
@@ -117,22 +123,23 @@ def loading_rate(case: Case, workers: int, seconds: float) -> float:
     batches = case.batches(case.batch_size, workers)
     for step in range(4 * workers):
         batches(step)
-    start, step = time.perf_counter(), 4 * workers
-    while time.perf_counter() - start < seconds:
+    now, step = clock(workers), 4 * workers
+    start = now()
+    while now() - start < seconds:
         batches(step)
         step += 1
-    return (step - 4 * workers) * case.batch_size / (time.perf_counter() - start)
+    return (step - 4 * workers) * case.batch_size / (now() - start)
 
 
 def waiting(
     case: Case, workers: int, steps: int, step_ms: float | None
 ) -> tuple[float, float]:  # milliseconds a step waits, and works; the median of the steps
-    task, waits = case.trained(workers), []
+    task, waits, now = case.trained(workers), [], clock(workers)
 
     def timed(step: int) -> Any:
-        start = time.perf_counter()
+        start = now()
         batch = load(step)
-        waits.append(1e3 * (time.perf_counter() - start))
+        waits.append(1e3 * (now() - start))
         return batch
 
     load, task.batch = task.batch, timed
@@ -140,13 +147,13 @@ def waiting(
     waits.clear()
     worked = []
     for step in range(steps + 2):  # the first two start the workers and torch
-        start = time.perf_counter()
+        start = now()
         if step_ms is None:
             trainer.train_step(step)
         else:
             timed(step)
             time.sleep(step_ms / 1e3)
-        worked.append(1e3 * (time.perf_counter() - start) - waits[-1])
+        worked.append(1e3 * (now() - start) - waits[-1])
     return sorted(waits[2:])[steps // 2], sorted(worked[2:])[steps // 2]
 
 

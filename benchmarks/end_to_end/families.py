@@ -391,7 +391,7 @@ def compare(shop: Workshop, given: argparse.Namespace) -> int:
     return finish(comparison.out)
 
 
-def report(out: Path, to: Path) -> None:
+def report(out: Path, to: Path, sections: Sequence[str]) -> None:
     """A page of each comparison that there is, and one with all tables.
 
     Raises:
@@ -408,7 +408,7 @@ def report(out: Path, to: Path) -> None:
     parts = ["# Every family on real pictures"]
     for run in runs:
         page = to / f"{run.parent.name}-{run.name}.md"
-        found = write_markdown(run, page)
+        found = write_markdown(run, page, sections)
         parts += [f"## [{found.title}]({page.name})", headline(found), to_markdown(found)]
         parts += [f"{metric_text(found)}. `{found.facts['command']}`"]
         print(page)
@@ -427,6 +427,7 @@ def main() -> None:
     parser.add_argument("--data", default=os.environ.get("GANSPARSE_DATA"), type=Path)
     parser.add_argument("--out", default=Path("runs/families"), type=Path)
     parser.add_argument("--to", default=Path("docs/families"), type=Path, help="report: folder")
+    parser.add_argument("--sections", nargs="*", default=[], help="report: these; default: all")
     parser.add_argument("--few", type=int, help="prepare: most pictures of a class, for a try")
     parser.add_argument("--steps", type=int, help="default: the table's, or a tenth of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="baseline: the first")
@@ -441,7 +442,7 @@ def main() -> None:
         parser.error(f"{given.command} needs a family and --data (or GANSPARSE_DATA)")
     try:
         if given.command == "report":
-            return report(given.out, given.to)
+            return report(given.out, given.to, given.sections)
         shop = Workshop(
             given.family,
             given.data,

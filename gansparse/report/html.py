@@ -7,7 +7,7 @@ Beside it the same in Markdown, with the figures as files, and the table alone a
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -51,12 +51,13 @@ def write_report(run: str | Path) -> Path:
     return report.folder / "report.html"
 
 
-def write_markdown(run: str | Path, page: Path) -> Report:
+def write_markdown(run: str | Path, page: Path, only: Collection[str] = ()) -> Report:
     """Write a comparison's page in Markdown, and its figures into a folder of the same name.
 
     Args:
         run: folder of the comparison.
         page: file to write: ``docs/stargan.md`` has its figures in ``docs/stargan``.
+        only: names of the sections that it is to have (`Panels.sections`); none: all.
 
     Returns:
         The comparison.
@@ -66,7 +67,7 @@ def write_markdown(run: str | Path, page: Path) -> Report:
         OutputError: one of them can't be written.
     """
     report = load_report(run)
-    _write_markdown(report, Panels(report).sections(), page)
+    _write_markdown(report, Panels(report).sections(only), page)
     return report
 
 

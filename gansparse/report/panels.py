@@ -7,7 +7,7 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -106,8 +106,8 @@ class Panels:
         self.report = report
         self._load: Callable[[Path], Samples] = functools.cache(load_samples)
 
-    def sections(self) -> list[Section]:
-        """Those that have something to show, in the order of the page."""
+    def sections(self, only: Collection[str] = ()) -> list[Section]:
+        """Those that have something to show, in the order of the page; all, or the named ones."""
         rows = (
             ("scores", "", "", "", self.scores),
             ("techniques", "Techniques side by side", _SAME_INPUTS, "wide", self.domains),
@@ -119,7 +119,9 @@ class Panels:
             ("curves", "Loss curves", _CURVES, "medium", self.curves),
         )
         made = [
-            Section(name, heading, note, width, draw()) for name, heading, note, width, draw in rows
+            Section(name, heading, note, width, draw())
+            for name, heading, note, width, draw in rows
+            if not only or name in only
         ]
         return [section for section in made if section.images]
 
