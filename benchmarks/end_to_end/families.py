@@ -5,6 +5,7 @@
     python benchmarks/end_to_end/families.py baseline stargan --data DATA --out runs/families
     python benchmarks/end_to_end/families.py compress stargan --data DATA --out runs/families
     python benchmarks/end_to_end/families.py techniques stargan --data DATA --out runs/families
+    python benchmarks/end_to_end/families.py warning stargan --data DATA --out runs/families
     python benchmarks/end_to_end/families.py report --out runs/families --to docs/families
 
 DATA holds mnist, fashion_mnist, cifar10/cifar10_jpeg.zip, sr/{BSD68,Set5,Set14} and
@@ -17,10 +18,11 @@ weights/srgan_x4_netG.pth. What the families learn from them:
     srgan     BSD68, x4; G is the public one, so that the baseline is its discriminator
 
 `compress` is technique b at 50 and 75 % element and 50 % filter, `techniques` all fifteen at 50 %
-element, `report` a Markdown page with its figures for each of those that there are, and one of all
-their tables. A stopped command goes on where it was. A baseline takes half an hour or so on two
-cores; with --device cuda it is a larger network with more steps. A baseline of another seed
-(--seeds 1), where there is one, is the yardstick of both comparisons.
+element, `warning` h, and m with 4, 2 and 1 bits, beside a; `report` makes a Markdown page with its
+figures of each of those that there are, and one of all their tables. A stopped command goes on
+where it was. A baseline takes half an hour or so on two cores; with --device cuda it is a larger
+network with more steps. A baseline of another seed (--seeds 1), where there is one, is the
+yardstick of all comparisons.
 """
 
 from __future__ import annotations
@@ -52,6 +54,7 @@ from gansparse.metrics.train_lenet import accuracy, train_lenet
 from gansparse.progress import ProgressBars
 from gansparse.report import headline, metric_text, to_markdown, write_markdown
 
+BITS = (4, 2, 1)
 OURS = (("element", 0.5), ("element", 0.75), ("filter", 0.5))
 KINDS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 GARMENTS = ("0", "2", "3", "4", "6")  # T-shirt, pullover, dress, coat, shirt
@@ -374,7 +377,7 @@ def comparison_of(
 
 
 def compare(shop: Workshop, given: argparse.Namespace) -> int:
-    """Runs `compress` or `techniques` and writes the report; the exit status."""
+    """Runs `compress`, `techniques` or `warning` and writes the report; the exit status."""
     family = shop.family
     with ProgressBars() as bars:
         comparison = comparison_of(shop, given.command, bars, given.num_samples)
@@ -385,8 +388,11 @@ def compare(shop: Workshop, given: argparse.Namespace) -> int:
             entries = entries_of(base, ["b"], OURS, given.seeds)
         else:
             others = [key for key in RECIPES if key != "a"]
+            if given.command == "warning":
+                others = ["h", "m"]
+            bits = BITS if given.command == "warning" else ()
             entries = [as_trained(shop, comparison.out, base)]
-            entries += entries_of(base, others, [("element", 0.5)], given.seeds)
+            entries += entries_of(base, others, [("element", 0.5)], given.seeds, bits)
         run_entries(comparison, entries, bars, processes=given.processes, threads=given.threads)
     return finish(comparison.out)
 
@@ -400,7 +406,7 @@ def report(out: Path, to: Path, sections: Sequence[str]) -> None:
     runs = [
         out / family / command
         for family in FAMILIES
-        for command in ("compress", "techniques")
+        for command in ("compress", "techniques", "warning")
         if (out / family / command / "report.json").exists()
     ]
     if not runs:
@@ -421,7 +427,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    commands = ("prepare", "baseline", "compress", "techniques", "report")
+    commands = ("prepare", "baseline", "compress", "techniques", "warning", "report")
     parser.add_argument("command", choices=commands)
     parser.add_argument("family", choices=FAMILIES, nargs="?", help="not of report")
     parser.add_argument("--data", default=os.environ.get("GANSPARSE_DATA"), type=Path)

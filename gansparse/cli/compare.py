@@ -72,6 +72,9 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", "--seed", help="Each run with each of these: 0, or 0,1,2.")
     ] = "0",
+    bits: Annotated[
+        str | None, typer.Option(help="Of a weight, in technique m: 1,2,4; default: 4.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of each run; default: a tenth of the training.")
     ] = None,
@@ -143,6 +146,7 @@ def compare(
     from gansparse.compress.plan import plan_runs
 
     letters, seed_list = parse_techniques(techniques), _numbers("--seeds", seeds, int)
+    bit_list = [] if bits is None else _numbers("--bits", bits, int)
     grid = [
         (granularity.strip(), sparsity)
         for granularity in granularities.split(",")
@@ -186,7 +190,7 @@ def compare(
             precision=precision.value,
             save_every=save_every,
         ).with_settings(settings or ())
-        entries = entries_of(base, letters, grid, seed_list)
+        entries = entries_of(base, letters, grid, seed_list, bit_list)
         if dry_run:
             devices = devices_for(where, processes)[: len(entries)]
             wide_console().print(plan_runs(comparison, entries, len(devices)))
@@ -257,11 +261,13 @@ def entries_of(
     techniques: Sequence[str],
     grid: Sequence[tuple[str, float]],  # (granularity, sparsity)
     seeds: Sequence[int],
+    bits: Sequence[int] = (),
 ) -> list[Entry]:
     """Each technique at each place of the grid with each seed.
 
     A technique that doesn't prune runs once and not for each granularity; once for all sparsities,
-    too, where it builds no smaller network.
+    too, where it builds no smaller network. One that quantizes runs with each of ``bits``, if there
+    are any.
 
     Raises:
         InputError: a value out of its range.
@@ -281,13 +287,15 @@ def entries_of(
                         f"--granularities: of {', '.join(GRANULARITIES)}; got {granularity!r}"
                     )
                 own: dict[str, Any] = {"granularity": granularity, "sparsity": sparsity}
-                entry = Entry(replace(base, recipe=key, seed=seed, **own))
+                config = replace(base, recipe=key, seed=seed, **own)
                 matters: tuple[Any, ...] = ()
                 if RECIPES[key].prunes:
                     matters = (granularity, sparsity)
                 elif key in ("c", "o"):  # a network of as many parameters as are left
                     matters = (sparsity,)
-                found.setdefault((seed, key, *matters), entry)
+                for each in (bits if RECIPES[key].quantizes else ()) or (config.bits,):
+                    entry = Entry(replace(config, bits=each))
+                    found.setdefault((seed, key, *matters, each), entry)
     return list(found.values())
 
 

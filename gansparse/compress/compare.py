@@ -56,15 +56,18 @@ class Entry:
         """Folder name; the same settings give the same name, so a finished run is found again."""
         c = self.config
         label = f"-{self.label.replace(' ', '_')}" if self.label else ""
+        if RECIPES[c.recipe].quantizes and c.bits != TrainConfig.bits:
+            label = f"-{c.bits}bits{label}"
         return f"{c.recipe}-{c.granularity.replace(':', '')}-{c.sparsity:g}-seed{c.seed}{label}"
 
     def identity(self) -> Row:
         """What a report tells it by."""
         c = self.config
+        own = {"b": "ours", "m": "1 bit" if c.bits == 1 else f"{c.bits} bits"}
         return {
             "key": c.recipe,
             "technique": RECIPES[c.recipe].technique,
-            "label": self.label or ("ours" if c.recipe == "b" else ""),
+            "label": self.label or own.get(c.recipe, ""),
             "granularity": c.granularity,
             "sparsity": c.sparsity,
             "seed": c.seed,

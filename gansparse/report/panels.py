@@ -192,9 +192,9 @@ class Panels:
         """The paper's finding: curves like an ordinary training's over other pictures."""
         images = []
         for setting, groups in self._settings().items():
-            known = {g.first.key: g for g in groups if g.first.history is not None}
-            honest = next((key for key in _HONEST if key in known), None)
-            shown = [known[key] for key in (honest, *_DECEPTIVE) if key in known]
+            known = [group for group in groups if group.first.history is not None]
+            honest = [g for key in _HONEST for g in known if g.first.key == key][:1]
+            shown = honest + [group for group in known if group.first.key in _DECEPTIVE]
             if honest and len(shown) > 1:
                 columns = {
                     f"{group.first.key}  {group.name}\nFID {group.first.fid:.4g}": (

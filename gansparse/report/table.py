@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from urllib.parse import quote
 
 from gansparse.progress import duration
-from gansparse.report.document import Group, Report, Run, percent
+from gansparse.report.document import Group, Report, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -66,7 +66,7 @@ def table_rows(report: Report) -> list[Row]:
         achieved = run.sparsity if run.achieved_sparsity is None else run.achieved_sparsity
         cells = (
             f"{run.key}  {group.name}",
-            run.granularity if achieved else _unpruned(run),
+            run.granularity if achieved else "dense",
             percent(round(achieved, 4)),
             _mean([one.fid for one in group.runs]),
             f"{report.ratio(group.fid):.2f}",
@@ -213,12 +213,6 @@ def metric_text(report: Report) -> str:
     seeds = max(len(group.runs) for group in report.groups)
     parts += [f"mean (lowest–highest) of {seeds} seeds"] if seeds > 1 else []
     return "; ".join(parts)
-
-
-def _unpruned(run: Run) -> str:
-    """What a run that pruned nothing made of the generator."""
-    bits = run.config.get("bits")
-    return f"{bits} bits" if run.key == "m" and bits else "dense"
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -113,6 +113,7 @@ def test_a_failed_run_is_in_the_table_and_the_status_is_2(workplace, tmp_path):
         (("--sparsity", "half"), "--sparsities: numbers with commas between, got 'half'"),
         (("--sparsity", "1.5"), "sparsity must be 0 <= sparsity < 1, got 1.5"),
         (("--seeds", "0,x"), "--seeds: numbers with commas"),
+        (("--techniques", "m", "--bits", "0"), "bits must be at least 1, got 0"),
         (
             ("--granularity", "row"),
             "--granularities: of element, vector, block, kernel, filter, 2:4; got",
@@ -192,6 +193,22 @@ def test_what_does_not_prune_runs_once():
     assert counts == {"a": 2, "b": 8, "c": 4, "m": 2}
     assert len({entry.name for entry in entries}) == len(entries)
     assert [e.config.sparsity for e in entries if e.config.recipe == "c"] == [0.5, 0.9, 0.5, 0.9]
+
+
+def test_technique_m_runs_with_each_number_of_bits():
+    base = TrainConfig(steps=1).with_settings(["bits=3"])
+    entries = entries_of(base, ["b", "m"], [("element", 0.5), ("filter", 0.5)], [0], [1, 2, 4])
+    assert [e.name for e in entries] == [
+        "b-element-0.5-seed0",
+        "b-filter-0.5-seed0",
+        "m-element-0.5-seed0-1bits",
+        "m-element-0.5-seed0-2bits",
+        "m-element-0.5-seed0",
+    ]
+    assert [e.config.bits for e in entries] == [3, 3, 1, 2, 4]
+    assert [e.identity()["label"] for e in entries[1:3]] == ["ours", "1 bit"]
+    (own,) = entries_of(base, ["m"], [("element", 0.5)], [0])
+    assert own.config.bits == 3
 
 
 def test_a_dry_run_lists_all_runs_and_writes_nothing(workplace, tmp_path):

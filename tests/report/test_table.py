@@ -61,16 +61,6 @@ def test_a_row_without_rivals_is_not_marked(tmp_path):
     assert not any(row.best for row in table_rows(alone))
 
 
-def test_few_levels_are_told_in_bits(edit):
-    def change(document):
-        quantized = {"key": "m", "achieved_sparsity": 0.0, "config": {"bits": 3}}
-        document["runs"][0] |= quantized
-        document["runs"][1] |= {"key": "c", "achieved_sparsity": 0.0}
-
-    rows = table_rows(load_report(edit(change)))
-    assert [row.cells[1] for row in rows] == ["–", "3 bits", "dense", "element"]
-
-
 def test_figures_in_markdown_are_named_by_words(run):
     image = Image(b"", "a row: <b>*of*\n[pictures]", "by_the_way", chart=False)
     page = markdown_page(
