@@ -416,7 +416,7 @@ def report(out: Path, to: Path, sections: Sequence[str]) -> None:
         page = to / f"{run.parent.name}-{run.name}.md"
         found = write_markdown(run, page, sections)
         parts += [f"## [{found.title}]({page.name})", headline(found), to_markdown(found)]
-        parts += [f"{metric_text(found)}. `{found.facts['command']}`"]
+        parts += [f"{metric_text(found)}. `{found.facts.get('command', '')}`"]
         print(page)
     with atomic_file(to / "README.md") as file:
         file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")

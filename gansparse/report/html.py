@@ -12,6 +12,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from gansparse.errors import InputError
 from gansparse.files import atomic_file, atomic_folder
 from gansparse.progress import duration
 from gansparse.report.document import Group, Report, load_report
@@ -63,9 +64,13 @@ def write_markdown(run: str | Path, page: Path, only: Collection[str] = ()) -> R
         The comparison.
 
     Raises:
-        InputError: ``report.json`` or a file that it names is missing or broken.
+        InputError: ``report.json`` or a file that it names is missing or broken, or another suffix.
         OutputError: one of them can't be written.
     """
+    if page.suffix != ".md":
+        raise InputError(
+            f"{page}: a page in Markdown must end in .md; its folder is named after it"
+        )
     report = load_report(run)
     _write_markdown(report, Panels(report).sections(only), page)
     return report

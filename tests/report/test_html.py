@@ -17,7 +17,7 @@ from PIL import Image
 
 from gansparse.compress.samples import save_samples
 from gansparse.errors import InputError, OutputError
-from gansparse.report import load_report, to_csv, to_markdown, write_report
+from gansparse.report import load_report, to_csv, to_markdown, write_markdown, write_report
 from gansparse.report.html import render
 from gansparse.report.panels import Panels
 
@@ -233,6 +233,14 @@ def test_tables_and_figures_stand_beside_the_page(run):
     assert [base64.b64decode(data) for data in embedded] == [file.read_bytes() for file in files]
     for heading in headings(source)[1:-1]:
         assert f"\n## {heading}\n" in text
+
+
+def test_a_page_needs_a_name_that_its_folder_can_not_have(run, tmp_path):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "mine.txt").touch()
+    with pytest.raises(InputError, match=r"docs: a page in Markdown must end in \.md"):
+        write_markdown(run, tmp_path / "docs")
+    assert (tmp_path / "docs" / "mine.txt").exists()
 
 
 def warned(document):
