@@ -120,10 +120,9 @@ def test_the_same_document_gives_the_same_page(run):
 
 
 def test_size_of_a_full_sweep(tmp_path):
-    """Twelve runs with pictures of DCGAN's size stay under 3 MB."""
-    sparsities = (0.25, 0.5, 0.75, 0.9)
-    run = make_run(tmp_path, sparsities=sparsities, size=64, samples=64, steps=500)
-    assert write_report(run).stat().st_size < 3_000_000
+    """Six runs with pictures of DCGAN's size stay under 1.5 MB."""
+    run = make_run(tmp_path, sparsities=(0.5, 0.9), size=64, samples=64, steps=500)
+    assert write_report(run).stat().st_size < 1_500_000
 
 
 def test_several_seeds_and_sparsities(tmp_path):
