@@ -5,6 +5,8 @@
     python benchmarks/end_to_end/families.py baseline stargan --data DATA --out runs/families
     python benchmarks/end_to_end/families.py compress stargan --data DATA --out runs/families
     python benchmarks/end_to_end/families.py techniques stargan --data DATA --out runs/families
+    python benchmarks/end_to_end/families.py warning stargan --data DATA --out runs/families
+    python benchmarks/end_to_end/families.py report --out runs/families --to docs/families
 
 DATA holds mnist, fashion_mnist, cifar10/cifar10_jpeg.zip, sr/{BSD68,Set5,Set14} and
 weights/srgan_x4_netG.pth. What the families learn from them:
@@ -16,8 +18,11 @@ weights/srgan_x4_netG.pth. What the families learn from them:
     srgan     BSD68, x4; G is the public one, so that the baseline is its discriminator
 
 `compress` is technique b at 50 and 75 % element and 50 % filter, `techniques` all fifteen at 50 %
-element. A stopped command goes on where it was. A baseline takes half an hour or so on two cores;
-with --device cuda it is a larger network with more steps.
+element, `warning` h, and m with 4, 2 and 1 bits, beside a; `report` makes a Markdown page with its
+figures of each of those that there are, and one of all their tables. A stopped command goes on
+where it was. A baseline takes half an hour or so on two cores; with --device cuda it is a larger
+network with more steps. A baseline of another seed (--seeds 1), where there is one, is the
+yardstick of all comparisons.
 """
 
 from __future__ import annotations
@@ -25,6 +30,7 @@ from __future__ import annotations
 import argparse
 import functools
 import io
+import os
 import shutil
 import sys
 import zipfile
@@ -39,14 +45,16 @@ from PIL import Image
 from gansparse.cli.compare import entries_of, finish, run_entries
 from gansparse.cli.options import choose_device, run_with_bar
 from gansparse.compress import RECIPES, TrainConfig, Trainer, default_steps, load_task
-from gansparse.compress.compare import Comparison, Entry, TaskSource
+from gansparse.compress.compare import Comparison, Entry, MakeExtractor, TaskSource
 from gansparse.data import load_digits
 from gansparse.errors import GansparseError, InputError
-from gansparse.files import atomic_folder, read_json, save_tensors
-from gansparse.metrics.features import Extractor, lenet_extractor
+from gansparse.files import atomic_file, atomic_folder, read_json, save_tensors
+from gansparse.metrics.features import lenet_extractor
 from gansparse.metrics.train_lenet import accuracy, train_lenet
 from gansparse.progress import ProgressBars
+from gansparse.report import headline, metric_text, to_markdown, write_markdown
 
+BITS = (4, 2, 1)
 OURS = (("element", 0.5), ("element", 0.75), ("filter", 0.5))
 KINDS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 GARMENTS = ("0", "2", "3", "4", "6")  # T-shirt, pullover, dress, coat, shirt
@@ -160,6 +168,12 @@ class Workshop:
         return self.out / self.name / "baseline"
 
     @property
+    def second(self) -> Path | None:
+        """That of a baseline of another seed, if there is one whose G was trained here."""
+        found = sorted(self.trained.parent.glob("baseline-seed*"))
+        return None if self.public_generator else next(iter(found), None)
+
+    @property
     def lenet(self) -> Path:
         return self.out / "data" / "lenet-fashion.safetensors"
 
@@ -170,14 +184,14 @@ class Workshop:
             return None
         return needed(self.data / "weights" / "srgan_x4_netG.pth")
 
-    def extractor(self) -> Extractor | str:
+    def extractor(self) -> MakeExtractor | str:
         """What scores the family's pictures.
 
         Digits' or photographs' features would say little of grey garments; those of a network that
         tells Fashion-MNIST's ten kinds apart fit.
         """
         if self.family.extractor == "garments":
-            return lenet_extractor(needed(self.lenet), self.device)
+            return functools.partial(lenet_extractor, needed(self.lenet))
         return self.family.extractor
 
     def source(self, **options: Any) -> TaskSource:
@@ -311,9 +325,10 @@ def baseline(shop: Workshop) -> None:
         ema=family.ema,
         recalibration=200 if family.ema else 0,
     )
-    trainer = Trainer(task, config, out=shop.trained, device=shop.device, resume=True)
+    out = shop.trained if shop.seed == 0 else shop.trained.with_name(f"baseline-seed{shop.seed}")
+    trainer = Trainer(task, config, out=out, device=shop.device, resume=True)
     run_with_bar(trainer, f"{shop.name} on {task.data_name}", tensorboard=False)
-    print(f"{shop.name}: baseline in {shop.trained}")
+    print(f"{shop.name}: baseline in {out}")
 
 
 def as_trained(shop: Workshop, folder: Path, base: TrainConfig) -> Entry:
@@ -343,19 +358,26 @@ def comparison_of(
     if shop.public_generator:
         sets = [needed(shop.data / "sr" / each) for each in ("Set5", "Set14")]
         options = {"test_sets": sets, "perceptual": "discriminator"}
+    yardstick = None
+    if shop.second is not None:
+        files = sorted(shop.second.glob("generator*.safetensors"))
+        own = shop.family.options
+        second = load_task(shop.name, shop.pictures, generator=files, scoring=True, **own)
+        yardstick = second.generator
     return Comparison(
         shop.source(**options),
         shop.extractor(),
         shop.out / shop.name / name,
         title=f"{shop.name} on real pictures: {name}",
         num_samples=num_samples or shop.family.num_samples,
+        yardstick=yardstick,
         device=shop.device,
         watcher=bars.lane(0),
     )
 
 
 def compare(shop: Workshop, given: argparse.Namespace) -> int:
-    """Runs `compress` or `techniques` and writes the report; the exit status."""
+    """Runs `compress`, `techniques` or `warning` and writes the report; the exit status."""
     family = shop.family
     with ProgressBars() as bars:
         comparison = comparison_of(shop, given.command, bars, given.num_samples)
@@ -366,20 +388,52 @@ def compare(shop: Workshop, given: argparse.Namespace) -> int:
             entries = entries_of(base, ["b"], OURS, given.seeds)
         else:
             others = [key for key in RECIPES if key != "a"]
+            if given.command == "warning":
+                others = ["h", "m"]
+            bits = BITS if given.command == "warning" else ()
             entries = [as_trained(shop, comparison.out, base)]
-            entries += entries_of(base, others, [("element", 0.5)], given.seeds)
+            entries += entries_of(base, others, [("element", 0.5)], given.seeds, bits)
         run_entries(comparison, entries, bars, processes=given.processes, threads=given.threads)
     return finish(comparison.out)
+
+
+def report(out: Path, to: Path, sections: Sequence[str]) -> None:
+    """A page of each comparison that there is, and one with all tables.
+
+    Raises:
+        InputError: there is none.
+    """
+    runs = [
+        out / family / command
+        for family in FAMILIES
+        for command in ("compress", "techniques", "warning")
+        if (out / family / command / "report.json").exists()
+    ]
+    if not runs:
+        raise InputError(f"{out} holds no comparison yet: --help tells what comes first")
+    parts = ["# Every family on real pictures"]
+    for run in runs:
+        page = to / f"{run.parent.name}-{run.name}.md"
+        found = write_markdown(run, page, sections)
+        parts += [f"## [{found.title}]({page.name})", headline(found), to_markdown(found)]
+        parts += [f"{metric_text(found)}. `{found.facts.get('command', '')}`"]
+        print(page)
+    with atomic_file(to / "README.md") as file:
+        file.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(to / "README.md")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("command", choices=("prepare", "baseline", "compress", "techniques"))
-    parser.add_argument("family", choices=FAMILIES)
-    parser.add_argument("--data", required=True, type=Path)
+    commands = ("prepare", "baseline", "compress", "techniques", "warning", "report")
+    parser.add_argument("command", choices=commands)
+    parser.add_argument("family", choices=FAMILIES, nargs="?", help="not of report")
+    parser.add_argument("--data", default=os.environ.get("GANSPARSE_DATA"), type=Path)
     parser.add_argument("--out", default=Path("runs/families"), type=Path)
+    parser.add_argument("--to", default=Path("docs/families"), type=Path, help="report: folder")
+    parser.add_argument("--sections", nargs="*", default=[], help="report: these; default: all")
     parser.add_argument("--few", type=int, help="prepare: most pictures of a class, for a try")
     parser.add_argument("--steps", type=int, help="default: the table's, or a tenth of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="baseline: the first")
@@ -390,7 +444,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=0, help="of each process; 0: all, shared")
     parser.add_argument("--processes", type=int, default=0, help="runs at a time")
     given = parser.parse_args()
+    if given.command != "report" and (given.family is None or given.data is None):
+        parser.error(f"{given.command} needs a family and --data (or GANSPARSE_DATA)")
     try:
+        if given.command == "report":
+            return report(given.out, given.to, given.sections)
         shop = Workshop(
             given.family,
             given.data,

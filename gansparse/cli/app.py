@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from gansparse.cli.bench import bench
 from gansparse.cli.compare import compare, sweep
@@ -32,9 +33,24 @@ from gansparse.cli.options import (
 from gansparse.cli.train import train_app
 from gansparse.errors import GansparseError
 
+
+class _Group(TyperGroup):
+    """Takes options with underscores, as the originals write them, for those with dashes."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        return super().parse_args(ctx, [_dashed(word) for word in args])
+
+
+def _dashed(word: str) -> str:
+    name, equals, value = word.partition("=")
+    return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
 app = typer.Typer(
     name="gansparse",
-    help="Prune a trained GAN's generator, supervised by its own discriminator.",
+    cls=_Group,
+    help="Prune a trained GAN's generator, supervised by its own discriminator. "
+    "Options may have underscores: --load_size is --load-size.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -18,12 +18,17 @@ from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,
+    DamagedOption,
     DeviceOption,
     DirectionOption,
     DiscriminatorOption,
+    DryRunOption,
+    ExtractorOption,
+    ExtractorWeightsOption,
     GeneratorOption,
     ImageSizeOption,
     LoadSizeOption,
+    ModeOption,
     PicturesOption,
     Precision,
     SamplesOption,
@@ -31,9 +36,11 @@ from gansparse.cli.options import (
     TaskName,
     TestSetOption,
     VGGOption,
+    WeightsOption,
     WorkersOption,
     choose_device,
     pictures,
+    term_weights,
     wide_console,
 )
 from gansparse.errors import InputError
@@ -42,7 +49,7 @@ from gansparse.progress import ProgressBars
 if TYPE_CHECKING:
     import torch
 
-    from gansparse.compress.compare import Comparison, Entry
+    from gansparse.compress.compare import Comparison, Entry, MakeExtractor
     from gansparse.compress.config import TrainConfig
 
 
@@ -65,6 +72,9 @@ def compare(
     seeds: Annotated[
         str, typer.Option("--seeds", "--seed", help="Each run with each of these: 0, or 0,1,2.")
     ] = "0",
+    bits: Annotated[
+        str | None, typer.Option(help="Of a weight, in technique m: 1,2,4; default: 4.")
+    ] = None,
     steps: Annotated[
         int | None, typer.Option(min=1, help="Of each run; default: a tenth of the training.")
     ] = None,
@@ -92,15 +102,16 @@ def compare(
     scale: ScaleOption = None,
     vgg: VGGOption = None,
     test_sets: TestSetOption = None,
+    weight: WeightsOption = None,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", "--batch_size", min=1, help="Default: the original's."),
+        typer.Option(min=1, help="Default: the original's."),
     ] = None,
     num_workers: WorkersOption = None,
-    extractor: Annotated[
-        str | None,
-        typer.Option(help="Feature network of FID; default: lenet-mnist for dcgan, else inception"),
-    ] = None,
+    on_damaged: DamagedOption = None,
+    extractor: ExtractorOption = None,
+    mode: ModeOption = None,
+    extractor_weights: ExtractorWeightsOption = None,
     num_samples: SamplesOption = 10_000,
     precision: Precision = Precision.fp32,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 200,
@@ -115,6 +126,7 @@ def compare(
     threads: Annotated[
         int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, shared out.")
     ] = 0,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Compress one generator with several techniques, score all, write the report of all figures.
@@ -131,8 +143,10 @@ def compare(
     from gansparse.compress import TrainConfig, default_steps, load_task
     from gansparse.compress.api import default_extractor
     from gansparse.compress.compare import Comparison
+    from gansparse.compress.plan import plan_runs
 
     letters, seed_list = parse_techniques(techniques), _numbers("--seeds", seeds, int)
+    bit_list = [] if bits is None else _numbers("--bits", bits, int)
     grid = [
         (granularity.strip(), sparsity)
         for granularity in granularities.split(",")
@@ -151,15 +165,17 @@ def compare(
         scale=scale,
         vgg=vgg,
         test_sets=test_sets,
+        weights=term_weights(weight),
         batch_size=batch_size,
         num_workers=num_workers,
+        on_damaged=on_damaged,
     )
     second = source(generator=yardstick, scoring=True, seed=0).generator if yardstick else None
     source = functools.partial(source, generator=generator, discriminator=discriminator)
     with _stoppable(), ProgressBars() as bars:
         comparison = Comparison(
             source,
-            extractor or default_extractor(task.value),
+            _make_extractor(extractor or default_extractor(task.value), mode, extractor_weights),
             out,
             title=_title(task.value, letters, grid),
             num_samples=num_samples,
@@ -174,7 +190,11 @@ def compare(
             precision=precision.value,
             save_every=save_every,
         ).with_settings(settings or ())
-        entries = entries_of(base, letters, grid, seed_list)
+        entries = entries_of(base, letters, grid, seed_list, bit_list)
+        if dry_run:
+            devices = devices_for(where, processes)[: len(entries)]
+            wide_console().print(plan_runs(comparison, entries, len(devices)))
+            return
         run_entries(comparison, entries, bars, processes=processes, threads=threads)
     raise typer.Exit(finish(out))
 
@@ -241,11 +261,13 @@ def entries_of(
     techniques: Sequence[str],
     grid: Sequence[tuple[str, float]],  # (granularity, sparsity)
     seeds: Sequence[int],
+    bits: Sequence[int] = (),
 ) -> list[Entry]:
     """Each technique at each place of the grid with each seed.
 
     A technique that doesn't prune runs once and not for each granularity; once for all sparsities,
-    too, where it builds no smaller network.
+    too, where it builds no smaller network. One that quantizes runs with each of ``bits``, if there
+    are any.
 
     Raises:
         InputError: a value out of its range.
@@ -265,13 +287,15 @@ def entries_of(
                         f"--granularities: of {', '.join(GRANULARITIES)}; got {granularity!r}"
                     )
                 own: dict[str, Any] = {"granularity": granularity, "sparsity": sparsity}
-                entry = Entry(replace(base, recipe=key, seed=seed, **own))
+                config = replace(base, recipe=key, seed=seed, **own)
                 matters: tuple[Any, ...] = ()
                 if RECIPES[key].prunes:
                     matters = (granularity, sparsity)
                 elif key in ("c", "o"):  # a network of as many parameters as are left
                     matters = (sparsity,)
-                found.setdefault((seed, key, *matters), entry)
+                for each in (bits if RECIPES[key].quantizes else ()) or (config.bits,):
+                    entry = Entry(replace(config, bits=each))
+                    found.setdefault((seed, key, *matters, each), entry)
     return list(found.values())
 
 
@@ -341,6 +365,15 @@ def _stoppable() -> Iterator[None]:
     except KeyboardInterrupt:
         typer.echo("gansparse: stopped; the same command goes on where it was", err=True)
         raise typer.Exit(130) from None
+
+
+def _make_extractor(name: str, mode: str | None, weights: Path | None) -> MakeExtractor:
+    """What makes the feature network on a device."""
+    from gansparse.metrics.features import get_extractor
+
+    given = {"mode": mode, "weights": weights}
+    chosen: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    return functools.partial(get_extractor, name, **chosen)
 
 
 def _numbers(option: str, text: str, kind: Callable[[str], Any]) -> list[Any]:

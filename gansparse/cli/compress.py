@@ -14,12 +14,17 @@ from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,
+    DamagedOption,
     DeviceOption,
     DirectionOption,
     DiscriminatorOption,
+    DryRunOption,
+    ExtractorOption,
+    ExtractorWeightsOption,
     GeneratorOption,
     ImageSizeOption,
     LoadSizeOption,
+    ModeOption,
     PicturesOption,
     Precision,
     ResumeOption,
@@ -31,12 +36,14 @@ from gansparse.cli.options import (
     TestSetOption,
     ThreadsOption,
     VGGOption,
+    WeightsOption,
     WorkersOption,
     choose_device,
     fresh_or_resumed,
     pictures,
     run_with_bar,
     say,
+    term_weights,
 )
 
 
@@ -74,12 +81,14 @@ def compress(
     scale: ScaleOption = None,
     vgg: VGGOption = None,
     test_sets: TestSetOption = None,
+    weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     batch_size: Annotated[
         int | None,
-        typer.Option("--batch-size", "--batch_size", min=1, help="Default: the original's."),
+        typer.Option(min=1, help="Default: the original's."),
     ] = None,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")] = 200,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/compress"),
     seed: SeedOption = 0,
@@ -87,9 +96,7 @@ def compress(
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
-    dry_run: Annotated[
-        bool, typer.Option("--dry-run", help="Only tell what the run would do and take.")
-    ] = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Compress a trained generator; its discriminator supervises.
@@ -128,8 +135,10 @@ def compress(
         scale=scale,
         vgg=vgg,
         test_sets=test_sets,
+        weights=term_weights(weight),
         batch_size=batch_size,
         num_workers=num_workers,
+        on_damaged=on_damaged,
     )
     train = TrainConfig(
         recipe=recipe,
@@ -162,17 +171,9 @@ def evaluate(
     task: Annotated[TaskName, typer.Argument(help="Which GAN.")] = TaskName.dcgan,
     data: PicturesOption = None,
     generator: GeneratorOption = None,
-    extractor: Annotated[
-        str | None,
-        typer.Option(
-            help="Feature network: lenet-mnist (dcgan's default), inception (the others'), "
-            "efficientnet-lite0."
-        ),
-    ] = None,
-    mode: Annotated[
-        str | None, typer.Option(help="Of inception: pytorch-fid, clean or tf1.")
-    ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The extractor's weights file.")] = None,
+    extractor: ExtractorOption = None,
+    mode: ModeOption = None,
+    weights: ExtractorWeightsOption = None,
     num_samples: SamplesOption = 10_000,
     direction: DirectionOption = None,
     load_size: LoadSizeOption = None,
@@ -181,6 +182,7 @@ def evaluate(
     attributes: AttributesOption = None,
     test_sets: TestSetOption = None,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the scores as JSON.")] = None,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
@@ -215,6 +217,7 @@ def evaluate(
             attributes=attributes,
             test_sets=test_sets,
             num_workers=num_workers,
+            on_damaged=on_damaged,
         )
     title = ", ".join(map(str, generator or ())) or "the shipped generator"
     Console().print(_score_table(title, found))

@@ -70,7 +70,40 @@ SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")]
 ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")]
 WorkersOption = Annotated[
-    int | None, typer.Option("--num-workers", "--num_threads", help="Processes that read pictures.")
+    int | None,
+    typer.Option(
+        "--num-workers", "--num-threads", "--workers", help="Processes that read pictures."
+    ),
+]
+DamagedOption = Annotated[
+    str | None,
+    typer.Option(
+        help="What becomes of a picture that can't be read: raise (the default) stops and names "
+        "it, skip names it and takes the next one."
+    ),
+]
+WeightsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--weight",
+        help="NAME=VALUE: a term's weight in the GAN's own loss, where it is not the original's: "
+        "rec (lambda_L1, lambda_A, lambda_rec), cla (lambda_cls), gp (lambda_gp), gen, dis.",
+    ),
+]
+DryRunOption = Annotated[
+    bool, typer.Option("--dry-run", help="Only tell what would be run, and what it takes.")
+]
+ExtractorOption = Annotated[
+    str | None,
+    typer.Option(
+        help="Feature network of FID: lenet-mnist (dcgan's default), inception (the others'), "
+        "efficientnet-lite0."
+    ),
+]
+ModeOption = Annotated[str | None, typer.Option(help="Of inception: pytorch-fid, clean or tf1.")]
+ExtractorWeightsOption = Annotated[
+    Path | None,
+    typer.Option("--weights", "--extractor-weights", help="The extractor's weights file."),
 ]
 SamplesOption = Annotated[int, typer.Option("--num-samples", min=2, help="Pictures to score.")]
 ResumeOption = Annotated[bool, typer.Option(help="Go on from the newest checkpoint in --out.")]
@@ -89,20 +122,20 @@ DirectionOption = Annotated[
     str | None, typer.Option(help="AtoB or BtoA; CycleGAN compresses both by default.")
 ]
 LoadSizeOption = Annotated[
-    int | None, typer.Option("--load-size", "--load_size", help="Pictures are resized to this,")
+    int | None, typer.Option("--load-size", help="Pictures are resized to this,")
 ]
 CropSizeOption = Annotated[
-    int | None, typer.Option("--crop-size", "--crop_size", help="then cut to this.")
+    int | None, typer.Option("--crop-size", "--celeba-crop-size", help="then cut to this.")
 ]
 ImageSizeOption = Annotated[
-    int | None, typer.Option("--image-size", "--image_size", help="Of dcgan's, stargan's pictures.")
+    int | None, typer.Option("--image-size", help="Of dcgan's, stargan's pictures.")
 ]
 AttributesOption = Annotated[
     list[str] | None,
-    typer.Option("--attribute", "--selected_attrs", help="StarGAN: a domain; once for each."),
+    typer.Option("--attribute", "--selected-attrs", help="StarGAN: a domain; once for each."),
 ]
 ScaleOption = Annotated[
-    int | None, typer.Option("--scale", "--upscale_factor", help="SRGAN: 2, 4 or 8.")
+    int | None, typer.Option("--scale", "--upscale-factor", help="SRGAN: 2, 4 or 8.")
 ]
 VGGOption = Annotated[
     Path | None, typer.Option(help="SRGAN: VGG16's weights, for the perceptual loss.")
@@ -132,6 +165,22 @@ def pictures(task: TaskName, data: str | None) -> str:
         f"{task.value} needs --data: a folder of pictures (gansparse data check tells how it must "
         "look, gansparse data synth draws one to try)"
     )
+
+
+def term_weights(given: list[str] | None) -> dict[str, float] | None:
+    """Weights of loss terms from "rec=10" and the like; None where none were given.
+
+    Raises:
+        InputError: another form, or no number.
+    """
+    weights = {}
+    for text in given or ():
+        name, _, value = text.partition("=")
+        try:
+            weights[name] = float(value)
+        except ValueError:
+            raise InputError(f"--weight is NAME=VALUE, as in rec=10, got {text!r}") from None
+    return weights or None
 
 
 def read_options(context: typer.Context, path: Path) -> dict[str, Any]:

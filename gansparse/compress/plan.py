@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a run will take, before it is run: networks, work, and time and memory by a few steps."""
+"""What runs will take, before they are run: networks, work, and time and memory by a few steps."""
 
 from __future__ import annotations
 
@@ -7,16 +7,19 @@ import copy
 import resource
 import statistics
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
 from rich.table import Table
 from torch import nn
 
+from gansparse.compress.compare import Comparison, Entry
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.quantize import plain
 from gansparse.compress.trainer import Trainer
+from gansparse.errors import InputError
 from gansparse.sparsity import Layer, find_layers
 from gansparse.tasks.gan import GANTask
 
@@ -52,14 +55,12 @@ class Plan:
         table = Table(
             title="plan (measured on a few steps; nothing was written)", show_header=False
         )
-        share = self.parameters_left / max(self.parameters, 1)
-        work = self.macs_left / max(self.macs, 1)
         rows = {
-            "parameters": f"{self.parameters:,} -> {self.parameters_left:,} ({share:.1%})",
-            "multiply-adds a sample": f"{self.macs:,} -> {self.macs_left:,} ({work:.1%})",
+            "parameters": _shrinks(self.parameters, self.parameters_left),
+            "multiply-adds a sample": _shrinks(self.macs, self.macs_left),
             "steps": f"{self.steps:,}",
             "time": f"{timedelta(seconds=round(self.seconds))}",
-            "peak memory": f"{self.memory / 2**30:.2f} GiB",
+            "peak memory": _gib(self.memory),
             **{f"note {number}": note for number, note in enumerate(self.notes, 1)},
         }
         for name, value in rows.items():
@@ -74,7 +75,8 @@ def plan(task: GANTask, config: TrainConfig, device: str | torch.device = "cpu")
         InputError: whatever the run itself would refuse.
     """
     trainer = Trainer(task, config, device=device)
-    every, seconds = task.g_every, []
+    every = task.g_every if task.g_every <= config.steps else 1  # G never has its turn
+    seconds = []
     for cycle in range(min(_TIMED + 1, max(config.steps // every, 1))):
         start = time.perf_counter()
         for turn in range(every):
@@ -100,13 +102,66 @@ def plan(task: GANTask, config: TrainConfig, device: str | torch.device = "cpu")
     )
 
 
+def plan_runs(comparison: Comparison, entries: Iterable[Entry], processes: int = 1) -> Table:
+    """A line for each run of a comparison, and what those that are left take together.
+
+    Runs a few steps of each that is not done, and writes nothing. The time to score is left out.
+
+    Args:
+        comparison: what the runs belong to.
+        entries: the runs.
+        processes: runs at a time.
+    """
+    table = Table(
+        title=f"plan of {comparison.title} (measured on a few steps; nothing was written)",
+        caption="without the time to score",
+    )
+    for column in ("run", "parameters", "multiply-adds a sample", "steps", "time"):
+        table.add_column(column, overflow="fold")
+    known: dict[TrainConfig, Plan] = {}  # a seed changes nothing
+    seconds, memory = 0.0, 0
+    for entry in entries:
+        config = replace(entry.config, seed=0)
+        if comparison.finished(entry):
+            table.add_row(entry.name, "", "", f"{config.steps:,}", "done")
+            continue
+        try:
+            if config not in known:
+                known[config] = plan(comparison.task(entry.config.seed), config, comparison.device)
+        except InputError as error:
+            table.add_row(entry.name, f"fails: {error}")
+            continue
+        found = known[config]
+        seconds, memory = seconds + found.seconds, max(memory, found.memory)
+        cells = (
+            _shrinks(found.parameters, found.parameters_left),
+            _shrinks(found.macs, found.macs_left),
+            f"{found.steps:,}",
+            f"{timedelta(seconds=round(found.seconds))}",
+        )
+        table.add_row(entry.name, *cells)
+    table.add_section()
+    took = f"{timedelta(seconds=round(seconds / processes))}"
+    together = "together" if processes == 1 else f"together, {processes} at a time"
+    table.add_row(together, f"peak memory {_gib(processes * memory)}", "", "", took)
+    return table
+
+
+def _shrinks(whole: int, left: int) -> str:
+    return f"{whole:,} -> {left:,} ({left / max(whole, 1):.1%})"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:.2f} GiB"
+
+
 def layer_macs(
     task: GANTask, generator: nn.Module, device: str | torch.device = "cpu"
 ) -> dict[str, int]:
     """Multiply-adds for one sample of a batch, by layer name."""
     batch = {key: value.to(device) for key, value in task.batch(0).items()}
     samples = next(iter(batch.values())).shape[0]
-    generator = copy.deepcopy(generator).eval()  # counting must leave no trace in BatchNorms
+    generator = plain(copy.deepcopy(generator)).eval()  # BatchNorms must not notice
     counts: dict[str, int] = {}
     hooks = [
         layer.module.register_forward_hook(_counter(layer, counts))

@@ -119,7 +119,10 @@ def for_lenet(
 ) -> torch.Tensor:  # [N, 1, 32, 32], in [0, 1]
     """Resizes to LeNet's 32x32 (bilinear, antialiased) and shifts to [0, 1]."""
     if images.ndim != 4 or images.shape[1] != 1:
-        raise InputError(f"lenet-mnist: pictures must be [N, 1, H, W], got {list(images.shape)}")
+        raise InputError(
+            f"lenet-mnist: pictures must be [N, 1, H, W], got {list(images.shape)}; colour "
+            "pictures need another extractor, inception or efficientnet-lite0"
+        )
     images = as_float(images)
     if images.shape[-2:] != (32, 32):
         images = F.interpolate(

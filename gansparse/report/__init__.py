@@ -3,14 +3,21 @@
 
 from gansparse.report.document import Failure, Group, Report, Run, load_history, load_report
 from gansparse.report.figures import fid_bars, fid_sweep, loss_curves
-from gansparse.report.html import write_report
-from gansparse.report.pictures import boxed_details, picture_rows, residual_rows, sample_grids
+from gansparse.report.html import write_markdown, write_report
+from gansparse.report.pictures import (
+    boxed_details,
+    curves_over_pictures,
+    picture_rows,
+    residual_rows,
+    sample_grids,
+)
 from gansparse.report.samples import load_samples
 from gansparse.report.table import (
     failure_lines,
     fid_table,
     headline,
     markdown_page,
+    metric_text,
     to_csv,
     to_markdown,
 )
@@ -21,6 +28,7 @@ __all__ = [
     "Report",
     "Run",
     "boxed_details",
+    "curves_over_pictures",
     "failure_lines",
     "fid_bars",
     "fid_sweep",
@@ -31,10 +39,12 @@ __all__ = [
     "load_samples",
     "loss_curves",
     "markdown_page",
+    "metric_text",
     "picture_rows",
     "residual_rows",
     "sample_grids",
     "to_csv",
     "to_markdown",
+    "write_markdown",
     "write_report",
 ]

@@ -48,15 +48,19 @@ def loss_curves(
     rows = math.ceil(len(histories) / columns)
     figure = new_figure(WIDTH * columns, 3.1 * rows)
     for number, (title, history) in enumerate(histories.items()):
-        axes = figure.add_subplot(rows, columns, number + 1)
-        axes.set_xlabel("step")
-        lines = 0
-        if history:
-            lines = _loss_panel(axes, history)
-        else:
-            axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
-        axes.set_title(wrap(title, 40), loc="left", fontsize=11, pad=6 + 13 * lines)
+        loss_panel(figure.add_subplot(rows, columns, number + 1), title, history)
     return figure
+
+
+def loss_panel(axes: Axes, title: str, history: Sequence[Mapping[str, Any]]) -> None:
+    """One panel of `loss_curves`."""
+    axes.set_xlabel("step")
+    lines = 0
+    if history:
+        lines = _draw_curves(axes, history)
+    else:
+        axes.text(0.5, 0.5, "nothing logged", ha="center", transform=axes.transAxes)
+    axes.set_title(wrap(title, 40), loc="left", fontsize=11, pad=6 + 13 * lines)
 
 
 def fid_bars(bars: Sequence[tuple[str, float, tuple[float, float]]], dense_fid: float) -> Figure:
@@ -119,7 +123,7 @@ def fid_sweep(
     return figure
 
 
-def _loss_panel(axes: Axes, history: Sequence[Mapping[str, Any]]) -> int:
+def _draw_curves(axes: Axes, history: Sequence[Mapping[str, Any]]) -> int:
     """Draws the curves, with their names above; returns how many lines the names take."""
     steps = _thin([row["step"] for row in history])
     names = list(dict.fromkeys(name for row in history for name in row["terms"]))

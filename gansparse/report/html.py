@@ -1,21 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One self-contained HTML file that shows a comparison: no script, nothing loaded from anywhere.
+"""A comparison as a page: one self-contained HTML file, no script, nothing loaded from anywhere.
 
-Beside it the table alone, as Markdown and CSV.
+Beside it the same in Markdown, with the figures as files, and the table alone as CSV.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from gansparse.files import atomic_file
+from gansparse.errors import InputError
+from gansparse.files import atomic_file, atomic_folder
 from gansparse.progress import duration
 from gansparse.report.document import Group, Report, load_report
-from gansparse.report.panels import Panels
+from gansparse.report.panels import Panels, Section
 from gansparse.report.table import (
     columns,
     failure_lines,
@@ -28,9 +29,10 @@ from gansparse.report.table import (
 
 
 def write_report(run: str | Path) -> Path:
-    """Write ``report.html``, ``report.md`` and ``report.csv`` beside ``report.json``.
+    """Write ``report.html``, ``report.md`` with the folder ``report``, and ``report.csv``.
 
-    Each is written whole or not at all; an older one stays until the new one is complete.
+    They stand beside ``report.json``. Each is written whole or not at all; an older one stays until
+    the new one is complete.
 
     Args:
         run: folder of a comparison.
@@ -43,14 +45,52 @@ def write_report(run: str | Path) -> Path:
         OutputError: one of them can't be written.
     """
     report = load_report(run)
-    pages = {"html": render(report), "md": markdown_page(report), "csv": to_csv(report)}
-    for suffix, text in pages.items():
-        with atomic_file(report.folder / f"report.{suffix}") as temporary:
-            temporary.write_text(text, encoding="utf-8")
+    sections = Panels(report).sections()
+    _write(report.folder / "report.html", render(report, sections))
+    _write_markdown(report, sections, report.folder / "report.md")
+    _write(report.folder / "report.csv", to_csv(report))
     return report.folder / "report.html"
 
 
-def render(report: Report) -> str:
+def write_markdown(run: str | Path, page: Path, only: Collection[str] = ()) -> Report:
+    """Write a comparison's page in Markdown, and its figures into a folder of the same name.
+
+    Args:
+        run: folder of the comparison.
+        page: file to write: ``docs/stargan.md`` has its figures in ``docs/stargan``.
+        only: names of the sections that it is to have (`Panels.sections`); none: all.
+
+    Returns:
+        The comparison.
+
+    Raises:
+        InputError: ``report.json`` or a file that it names is missing or broken, or another suffix.
+        OutputError: one of them can't be written.
+    """
+    if page.suffix != ".md":
+        raise InputError(
+            f"{page}: a page in Markdown must end in .md; its folder is named after it"
+        )
+    report = load_report(run)
+    _write_markdown(report, Panels(report).sections(only), page)
+    return report
+
+
+def _write_markdown(report: Report, sections: Sequence[Section], page: Path) -> None:
+    figures = page.with_suffix("")
+    with atomic_folder(figures) as folder:
+        for section in sections:
+            for name, image in section.files:
+                (folder / name).write_bytes(image.content)
+    _write(page, markdown_page(report, sections, figures.name))
+
+
+def _write(path: Path, text: str) -> None:
+    with atomic_file(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def render(report: Report, sections: Sequence[Section]) -> str:
     """The page as text."""
     from jinja2 import Environment, StrictUndefined
 
@@ -58,7 +98,6 @@ def render(report: Report) -> str:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    panels = Panels(report)
     template = environment.from_string(source.read_text(encoding="utf-8"))
     return template.render(
         title=report.title,
@@ -67,13 +106,7 @@ def render(report: Report) -> str:
         columns=columns(report),
         rows=table_rows(report),
         failures=failure_lines(report),
-        scores=panels.scores(),
-        domains=panels.domains(),
-        grids=panels.grids(),
-        residuals=panels.residuals(),
-        details=panels.details(),
-        sweeps=panels.sweeps(),
-        curves=panels.curves(),
+        sections=sections,
         facts=_facts(report),
         settings=_settings(report.groups),
         differences=_differences(report.groups),

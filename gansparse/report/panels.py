@@ -7,10 +7,10 @@ import base64
 import functools
 import io
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gansparse.report import figures, pictures
 from gansparse.report.document import Group, Report, load_history, percent
@@ -23,6 +23,28 @@ if TYPE_CHECKING:
 _ROW_PIXELS = 768
 #: Pictures of the super resolution set that get a figure with details.
 _DETAILED = 2
+#: Of Table 1: the curve that others are held against, and those that look like it (section 5).
+_HONEST, _DECEPTIVE = ("a", "b"), ("h", "m")
+
+_SAME_INPUTS = "The same inputs for every generator. Not selected."
+_SAME_PLACES = "Every generator has the same inputs, place by place. Not selected."
+_WARNING = (
+    "What Yu & Pool 2020 warn of: curves of techniques h and m may fall as smoothly as that of an "
+    "ordinary training, whatever the pictures below them are like."
+)
+_RESIDUALS = (
+    "Original output, compressed output, and their absolute difference ten times amplified: black "
+    "where the two agree, white from a tenth of the range on."
+)
+_DETAILS = (
+    "The whole picture, and the box in it enlarged; the box is where the ground truth has most "
+    "edges. PSNR is of that picture's luma, without its border."
+)
+_BY_SPARSITY = "A row for each sparsity, from the same inputs."
+_CURVES = (
+    "Each technique minimises something else, so heights don't compare. A curve that falls "
+    "smoothly may still belong to bad pictures: read it together with the scores and samples above."
+)
 
 
 @dataclass(frozen=True)
@@ -30,16 +52,51 @@ class Image:
     """An image of the page.
 
     Args:
-        data: ``data:`` address with the whole image in it.
+        content: of its file.
         alt: what it shows, for those who can't see it.
         caption: stands over it; "" for none.
-        chart: a drawing, which a dark page may invert; a photograph it must not.
+        chart: a drawing as SVG, which a dark page may invert; else a photograph as WebP.
     """
 
-    data: str
+    content: bytes
     alt: str
     caption: str
     chart: bool
+
+    @property
+    def suffix(self) -> str:
+        """Of its file."""
+        return "svg" if self.chart else "webp"
+
+    @property
+    def data(self) -> str:
+        """A ``data:`` address with the whole image in it."""
+        kind = "image/svg+xml" if self.chart else "image/webp"
+        return f"data:{kind};base64,{base64.b64encode(self.content).decode('ascii')}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """Images that belong together.
+
+    Args:
+        name: a word, of which the images' files have their names.
+        heading: stands over them.
+        note: how to read them; "" where there is nothing to say.
+        width: of an image on the page: "", "medium" or "wide".
+        images: one at least.
+    """
+
+    name: str
+    heading: str
+    note: str
+    width: str
+    images: Sequence[Image]
+
+    @property
+    def files(self) -> list[tuple[str, Image]]:
+        """Each image with the name of its file."""
+        return [(f"{self.name}-{i}.{x.suffix}", x) for i, x in enumerate(self.images, start=1)]
 
 
 class Panels:
@@ -48,6 +105,25 @@ class Panels:
     def __init__(self, report: Report) -> None:
         self.report = report
         self._load: Callable[[Path], Samples] = functools.cache(load_samples)
+
+    def sections(self, only: Collection[str] = ()) -> list[Section]:
+        """Those that have something to show, in the order of the page; all, or the named ones."""
+        rows = (
+            ("scores", "", "", "", self.scores),
+            ("techniques", "Techniques side by side", _SAME_INPUTS, "wide", self.domains),
+            ("warning", "Curves and pictures", _WARNING, "wide", self.warning),
+            ("samples", "Samples", _SAME_PLACES, "", self.grids),
+            ("residuals", "What compression changed", _RESIDUALS, "wide", self.residuals),
+            ("details", "Details", _DETAILS, "wide", self.details),
+            ("sparsities", "Pictures by sparsity", _BY_SPARSITY, "wide", self.sweeps),
+            ("curves", "Loss curves", _CURVES, "medium", self.curves),
+        )
+        made = [
+            Section(name, heading, note, width, draw())
+            for name, heading, note, width, draw in rows
+            if not only or name in only
+        ]
+        return [section for section in made if section.images]
 
     def scores(self) -> list[Image]:
         """FID over sparsity for techniques with several sparsities, else a bar for each group."""
@@ -96,16 +172,10 @@ class Panels:
         return images
 
     def domains(self) -> list[Image]:
-        """Figure 2, where generators get pictures or make several kinds, at each setting."""
-        fields: dict[str, list[Group]] = {}
-        for group in self.report.groups:
-            if group.first.samples is not None:
-                setting = f"{group.first.granularity} {percent(group.first.sparsity)}"
-                fields.setdefault(setting, []).append(group)
+        """Figure 2: a row a technique, a column a domain where there are several."""
         images = []
-        dense = self._dense()
-        for setting, groups in fields.items():
-            if len(groups) > 1 and dense and (len(dense) > 1 or self._inputs()):
+        for setting, groups in self._settings().items():
+            if len(groups) > 1 and self._dense():
                 names = {
                     f"{group.first.key}  {group.name}, FID {group.first.fid:.4g}": group
                     for group in groups
@@ -116,6 +186,28 @@ class Panels:
                     f" a row each, from the same inputs: {', '.join(names)}."
                 )
                 images.append(_photo(figure, alt, f"{setting}, a row a technique"))
+        return images
+
+    def warning(self) -> list[Image]:
+        """The paper's finding: curves like an ordinary training's over other pictures."""
+        images = []
+        for setting, groups in self._settings().items():
+            known = [group for group in groups if group.first.history is not None]
+            honest = [g for key in _HONEST for g in known if g.first.key == key][:1]
+            shown = honest + [group for group in known if group.first.key in _DECEPTIVE]
+            if honest and len(shown) > 1:
+                columns = {
+                    f"{group.first.key}  {group.name}\nFID {group.first.fid:.4g}": (
+                        self._history(group),
+                        [one for _, one in first_of(self._first(group), 16)],
+                    )
+                    for group in shown
+                }
+                alt = (
+                    f"Side by side at {setting}: loss curves, and pictures below them, of "
+                    + "; ".join(f"{g.name}, FID {g.first.fid:.4g}" for g in shown)
+                )
+                images.append(_photo(pictures.curves_over_pictures(columns), f"{alt}.", setting))
         return images
 
     def sweeps(self) -> list[Image]:
@@ -206,7 +298,7 @@ class Panels:
         images = []
         for group in self.report.groups:
             if group.first.history is not None:
-                history = load_history(group.first.history)
+                history = self._history(group)
                 ends = (
                     f"from {history[0]['loss']:.3g} to {history[-1]['loss']:.3g}" if history else ""
                 )
@@ -220,6 +312,30 @@ class Panels:
         for group in self.report.groups:
             lines.setdefault(f"{group.name}, {group.first.granularity}", []).append(group)
         return lines
+
+    def _settings(self) -> dict[str, list[Group]]:
+        """Groups with pictures, by granularity and sparsity.
+
+        What prunes nothing stands at each granularity, and what knows no sparsity everywhere.
+        """
+        groups = [group for group in self.report.groups if group.first.samples is not None]
+        pruned = [group for group in groups if not _unpruned(group)]
+        found: dict[str, list[Group]] = {}
+        for run in (group.first for group in pruned or groups):
+            found[f"{run.granularity} {percent(run.sparsity)}"] = [
+                group
+                for group in groups
+                if group.first.sparsity == 0
+                or (
+                    group.first.sparsity == run.sparsity
+                    and (group.first.granularity == run.granularity or _unpruned(group))
+                )
+            ]
+        return found
+
+    @staticmethod
+    def _history(group: Group) -> list[dict[str, Any]]:
+        return [] if group.first.history is None else load_history(group.first.history)
 
     def _dense(self) -> Samples:
         path = self.report.dense_samples
@@ -270,6 +386,10 @@ class Panels:
         )
 
 
+def _unpruned(group: Group) -> bool:
+    return group.first.achieved_sparsity == 0
+
+
 def _told_apart(group: Group, groups: Sequence[Group]) -> str:
     """What tells a group from the others: its technique, its granularity, or both."""
     parts = []
@@ -291,15 +411,11 @@ def _chart(figure: Figure, alt: str, caption: str = "") -> Image:
     buffer = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "gansparse"}):
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    return Image(_data("image/svg+xml", buffer), alt, caption, chart=True)
+    return Image(buffer.getvalue(), alt, caption, chart=True)
 
 
 def _photo(figure: Figure, alt: str, caption: str) -> Image:
     """Pictures, as WebP at twice the size they are shown at."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="webp", dpi=200, pil_kwargs={"quality": 85, "method": 4})
-    return Image(_data("image/webp", buffer), alt, caption, chart=False)
-
-
-def _data(kind: str, buffer: io.BytesIO) -> str:
-    return f"data:{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+    return Image(buffer.getvalue(), alt, caption, chart=False)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gansparse.errors import InputError
 from gansparse.metrics.psnr_ssim import psnr
-from gansparse.report.figures import WIDTH, literal, new_figure, wrap
+from gansparse.report.figures import WIDTH, literal, loss_panel, new_figure, wrap
 from gansparse.report.samples import Picture, Pictures
 
 if TYPE_CHECKING:
@@ -159,6 +159,24 @@ def boxed_details(
         whole.add_patch(_box((left - 0.5, top - 0.5), side))
         detail = figure.add_subplot(grid[2 * row + 1, column])
         _show(detail, picture[:, top : top + side, left : left + side].transpose(1, 2, 0))
+    return figure
+
+
+def curves_over_pictures(
+    columns: Mapping[str, tuple[Sequence[Mapping[str, Any]], Pictures]],
+) -> Figure:
+    """Loss curves of several techniques side by side, and below each what it makes.
+
+    Args:
+        columns: name → its curve's rows as `loss_curves` takes them, and pictures in [-1, 1].
+    """
+    sheets = [mosaic(_unit(shown), math.isqrt(len(shown))) for _, shown in columns.values()]
+    heights = [3.1, WIDTH * max(sheet.shape[0] / sheet.shape[1] for sheet in sheets)]  # inches
+    figure = new_figure(WIDTH * len(sheets), sum(heights))
+    grid = figure.add_gridspec(2, len(sheets), height_ratios=heights)
+    for number, (name, (history, _)) in enumerate(columns.items()):
+        loss_panel(figure.add_subplot(grid[0, number]), name, history)
+        _show(figure.add_subplot(grid[1, number]), sheets[number])
     return figure
 
 

@@ -5,15 +5,19 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
+from urllib.parse import quote
 
 from gansparse.progress import duration
 from gansparse.report.document import Group, Report, percent
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+    from gansparse.report.panels import Section
 
 _LEFT = 2  # columns of words, which stand on the left
 
@@ -32,7 +36,7 @@ class Row:
 
     Args:
         cells: in the order of `columns`.
-        best: this is the lowest FID of its granularity and sparsity.
+        best: this is the lowest FID of its granularity and sparsity, and not the only one.
         dense: this is the generator that all others are made of.
     """
 
@@ -54,10 +58,9 @@ def table_rows(report: Report) -> list[Row]:
             dense=True,
         )
     ]  # fmt: skip
-    best: dict[tuple[str, float], float] = {}
+    rivals: dict[tuple[str, float], list[float]] = {}
     for group in report.groups:
-        rivals = (group.first.granularity, group.first.sparsity)
-        best[rivals] = min(best.get(rivals, group.fid), group.fid)
+        rivals.setdefault((group.first.granularity, group.first.sparsity), []).append(group.fid)
     for group in report.groups:
         run = group.first
         achieved = run.sparsity if run.achieved_sparsity is None else run.achieved_sparsity
@@ -72,7 +75,8 @@ def table_rows(report: Report) -> list[Row]:
             duration(group.seconds),
             "–" if run.share_of_training is None else percent(round(run.share_of_training, 4)),
         )
-        rows.append(Row(cells, best=group.fid == best[(run.granularity, run.sparsity)]))
+        those = rivals[(run.granularity, run.sparsity)]
+        rows.append(Row(cells, best=len(those) > 1 and group.fid == min(those)))
     for failure in report.failures:
         told = (f"{failure.key}  {failure.name}", failure.granularity, percent(failure.sparsity))
         rest = len(columns(report)) - len(told) - 1
@@ -114,13 +118,24 @@ def to_markdown(report: Report) -> str:
     return "\n".join(f"| {line} |" for line in lines)
 
 
-def markdown_page(report: Report) -> str:
-    """Title, headline, table and what the numbers depend on, as a Markdown file."""
+def markdown_page(report: Report, sections: Sequence[Section] = (), folder: str = "") -> str:
+    """Title, headline, table, what the numbers depend on, and figures, as a Markdown file.
+
+    Args:
+        report: a comparison.
+        sections: its figures.
+        folder: where their files are, as seen from the page.
+    """
     parts = [f"# {_escaped(report.title)}", headline(report), to_markdown(report)]
     parts += [f"{metric_text(report)}. A lower FID is better."]
     parts += [f"- {_escaped(line)}" for line in failure_lines(report)]
     command = report.facts.get("command")
     parts += [f"Made by `{command}`."] if command else []
+    for section in sections:
+        parts += [f"## {section.heading}", section.note] if section.heading else []
+        for name, image in section.files:
+            parts += [f"{_plain(image.caption)}:"] if image.caption else []
+            parts += [f"![{_plain(image.alt)}]({quote(f'{folder}/{name}')})"]
     return "\n\n".join(parts) + "\n"
 
 
@@ -214,6 +229,11 @@ def _known(value: float | None) -> list[float]:
 
 def _escaped(text: str) -> str:
     return text.replace("|", "\\|")
+
+
+def _plain(text: str) -> str:
+    """Words that Markdown takes for words, in one line."""
+    return re.sub(r"([\\`*_\[\]<>])", r"\\\1", " ".join(text.split()))
 
 
 def _count(number: object) -> str:

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import nn
 
+from gansparse.data.batches import Batches, EvaluationBatches, Samples
 from gansparse.data.digits import to_float
 from gansparse.data.sampling import ShuffledBatches, latents
 from gansparse.errors import InputError
@@ -56,13 +57,15 @@ def latent_task(
     *,
     generator: nn.Module,
     discriminator: nn.Module,
-    images: torch.Tensor,  # [M, C, H, W], uint8, or float in the generator's range
+    images: torch.Tensor | Samples,  # [M, C, H, W], uint8, or float in the generator's range
     latent_shape: tuple[int, ...],
     batch_size: int = 64,
     seed: int = 0,
     name: str = "gan",
     generator_loss: Callable[[torch.Tensor], torch.Tensor] | None = None,
     discriminator_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
+    num_workers: int = 0,
+    on_damaged: str = "raise",
     **options: Any,
 ) -> GANTask:
     """Any GAN that makes pictures from noise: a pair of modules, pictures, two loss functions.
@@ -70,20 +73,34 @@ def latent_task(
     Args:
         generator: maps latents [N, *latent_shape] to pictures.
         discriminator: maps pictures to logits, one a sample.
-        images: the training pictures.
+        images: the training pictures; or what reads them, {"real": [C, H, W]} at a time
+            (`gansparse.data.PictureSamples`).
         latent_shape: shape of one latent, ``(100, 1, 1)`` say.
         batch_size: samples a step.
         seed: of batches and latents.
         name: for logs and reports.
         generator_loss: logits of fakes -> loss of each sample [N]; default: non-saturating BCE.
         discriminator_loss: logits of real, of fake -> loss of each sample [N]; default: BCE.
+        num_workers: processes that read pictures which are not in memory.
+        on_damaged: as `Batches`.
         **options: further fields of `GANTask` (``lr``, ``betas``, ``new_generator``, ...).
     """
-    batches = ShuffledBatches(images, batch_size, seed)
+    batches: ShuffledBatches | Batches
+    pictures: torch.Tensor | Callable[[], Iterator[torch.Tensor]]
+    if isinstance(images, torch.Tensor):
+        batches, pictures = ShuffledBatches(images, batch_size, seed), images
+    else:
+        reading: dict[str, Any] = {"num_workers": num_workers, "on_damaged": on_damaged}
+        batches = Batches(images, batch_size, seed, **reading)
+        every = EvaluationBatches(images, 100, **reading)
+
+        def pictures() -> Iterator[torch.Tensor]:
+            return (every(index)["real"] for index in range(len(every)))
 
     def batch(step: int) -> Batch:
+        found = batches(step)
         return {
-            "real": _as_float(batches(step)),
+            "real": _as_float(found) if isinstance(found, torch.Tensor) else found["real"],
             "z": latents(seed, step, batch_size, latent_shape),
         }
 
@@ -104,7 +121,7 @@ def latent_task(
         discriminator=discriminator,
         batch=batch,
         evaluation=evaluation,
-        pictures=images,
+        pictures=pictures,
         generate=lambda module, batch: module(batch["z"]),
         generator_terms=own_generator_terms if generator_loss else generator_terms,
         discriminator_terms=own_discriminator_terms if discriminator_loss else discriminator_terms,
@@ -115,7 +132,7 @@ def latent_task(
 
 
 def dcgan_task(
-    images: torch.Tensor,  # [M, nc, image_size, image_size], uint8
+    images: torch.Tensor | Samples,  # [M, nc, image_size, image_size], uint8
     *,
     generator: DCGANGenerator | None = None,
     discriminator: DCGANDiscriminator | None = None,
@@ -130,7 +147,7 @@ def dcgan_task(
     """DCGAN as in the paper: nz 100, ngf = ndf = 64, 64x64 (Yu & Pool 2020, section 5).
 
     Args:
-        images: the training pictures.
+        images: the training pictures; or what reads them, as in `latent_task`.
         generator: the trained generator; a random one where none is given.
         discriminator: the trained discriminator; likewise.
         nz: length of the latent vector.
@@ -148,7 +165,12 @@ def dcgan_task(
             "regulariser": lambda module, batch: r1 * r1_penalty(module, batch["real"]),
             "regulariser_every": 8,
         }
-    channels, size = images.shape[1], images.shape[-1]
+    if isinstance(images, torch.Tensor):
+        channels, size = images.shape[1], images.shape[-1]
+    else:
+        damaged = options.get("on_damaged", "raise")
+        first = EvaluationBatches(images, 1, on_damaged=damaged)(0)["real"]
+        channels, size = first.shape[1], first.shape[-1]
     if generator is not None:  # what is built later is as wide as what was trained
         nz, ngf = generator.nz, generator.ngf
     if discriminator is not None:

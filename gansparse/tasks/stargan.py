@@ -130,6 +130,7 @@ def domain_view(
     classes: bool,
     batch_size: int = 16,
     num_workers: int = 0,
+    on_damaged: str = "raise",
 ) -> View:
     """Pictures of all other domains translated into one, against the real pictures of that one.
 
@@ -139,6 +140,7 @@ def domain_view(
         classes: each picture is of one class.
         batch_size: pictures a batch.
         num_workers: processes that read ahead.
+        on_damaged: as `EvaluationBatches`.
 
     Raises:
         InputError: fewer than two pictures on either side, or samples that are augmented.
@@ -153,14 +155,13 @@ def domain_view(
             f"stargan: domain {name} can't be scored: the test set has {len(inside)} pictures in "
             f"it and {len(outside)} in others, and needs at least 2 of each"
         )
-    real, others = (
-        EvaluationBatches(part, batch_size, num_workers=num_workers) for part in (inside, outside)
-    )
+    reading: dict[str, Any] = {"num_workers": num_workers, "on_damaged": on_damaged}
+    real, others = (EvaluationBatches(part, batch_size, **reading) for part in (inside, outside))
 
     def pictures() -> Iterator[torch.Tensor]:
         return (real(index)["image"] for index in range(len(real)))
 
-    everything = EvaluationBatches(samples, batch_size, num_workers=num_workers)
+    everything = EvaluationBatches(samples, batch_size, **reading)
 
     def translated(batches: EvaluationBatches) -> Callable[[int], Batch]:
         def batch(index: int) -> Batch:
@@ -220,6 +221,7 @@ def stargan_task(
     lambda_gp: float = 10.0,
     n_critic: int = 5,
     num_workers: int = 0,
+    on_damaged: str = "raise",
     seed: int = 0,
     **options: Any,
 ) -> GANTask:
@@ -246,6 +248,7 @@ def stargan_task(
         lambda_gp: weight of the gradient penalty.
         n_critic: steps of D to one of G.
         num_workers: processes that read test pictures ahead.
+        on_damaged: what becomes of a damaged one, as `EvaluationBatches`.
         seed: of target labels and of the gradient penalty's places.
         **options: further fields of `GANTask`.
 
@@ -303,7 +306,13 @@ def stargan_task(
     }
     if evaluation is not None:
         defaults["views"] = tuple(
-            domain_view(evaluation, domain, classes=one_class, num_workers=num_workers)
+            domain_view(
+                evaluation,
+                domain,
+                classes=one_class,
+                num_workers=num_workers,
+                on_damaged=on_damaged,
+            )
             for domain in range(c_dim)
         )
     return GANTask(

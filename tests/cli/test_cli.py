@@ -4,6 +4,7 @@
 import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -11,8 +12,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+import typer
 
 from gansparse.cli import app
+from gansparse.data.synthetic import KINDS
 from gansparse.files import load_tensors, save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
 
@@ -92,6 +95,38 @@ def test_help(command):
     assert shown.exit_code == 0
     if command not in ("", "train", "data", "info"):
         assert f"gansparse {command}" in shown.stdout, "an example shows how to call it"
+
+
+def every_command(group, path=()):
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from every_command(command, (*path, name))
+        else:
+            yield (*path, name), command
+
+
+def examples_in(text):
+    """Words of each example; lines that begin with an option belong to the one before."""
+    for line in re.sub(r"\n\s+(?=--)", " ", text).splitlines():
+        for found in re.findall(r"(?:^|\s)gansparse ([a-z].*?)(?=&&|$)", line):
+            yield shlex.split(found.strip("` "), comments=True)
+
+
+def test_every_example_names_what_there_is():
+    commands = dict(every_command(typer.main.get_command(app)))
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", readme, re.M | re.S))
+    examples = [e for c in commands.values() for e in examples_in(c.help or "")]
+    assert len(examples) > 30
+    for words in [*examples, *examples_in(blocks)]:
+        path = next((p for p in (tuple(words[:2]), tuple(words[:1])) if p in commands), None)
+        assert path, words
+        known = {name for parameter in commands[path].params for name in parameter.opts}
+        known |= {name for parameter in commands[path].params for name in parameter.secondary_opts}
+        options = {word.partition("=")[0] for word in words if word.startswith("--")}
+        assert options <= known, (words, options - known)
+        if path == ("data", "synth"):
+            assert words[2] in KINDS, words
 
 
 def test_compress_eval_and_resume(workplace, tmp_path):

@@ -19,11 +19,13 @@ from gansparse.cli.compare import (
     devices_for,
     entries_of,
     parse_techniques,
+    run_entries,
 )
 from gansparse.compress import TrainConfig
 from gansparse.errors import GansparseError, InputError
 from gansparse.files import save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
+from gansparse.progress import ProgressBars
 
 ENVIRONMENT = {"COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
@@ -111,12 +113,17 @@ def test_a_failed_run_is_in_the_table_and_the_status_is_2(workplace, tmp_path):
         (("--sparsity", "half"), "--sparsities: numbers with commas between, got 'half'"),
         (("--sparsity", "1.5"), "sparsity must be 0 <= sparsity < 1, got 1.5"),
         (("--seeds", "0,x"), "--seeds: numbers with commas"),
+        (("--techniques", "m", "--bits", "0"), "bits must be at least 1, got 0"),
         (
             ("--granularity", "row"),
             "--granularities: of element, vector, block, kernel, filter, 2:4; got",
         ),
         (("--set", "lamda=1"), "no setting 'lamda'"),
         (("--extractor", "eye"), "no extractor 'eye'"),
+        (("--mode", "clean"), "extractor lenet-mnist has no option 'mode'"),
+        (("--weights", "absent.pth"), "no weights file at absent.pth"),
+        (("--weight", "rec"), "--weight is NAME=VALUE"),
+        (("--weight", "style=2"), "weight for unknown term 'style'"),
         (("--yardstick", "absent.pth"), "no weights file at absent.pth"),
         (("--direction", "AtoB"), "task dcgan has no option direction"),
     ],
@@ -186,6 +193,70 @@ def test_what_does_not_prune_runs_once():
     assert counts == {"a": 2, "b": 8, "c": 4, "m": 2}
     assert len({entry.name for entry in entries}) == len(entries)
     assert [e.config.sparsity for e in entries if e.config.recipe == "c"] == [0.5, 0.9, 0.5, 0.9]
+
+
+def test_technique_m_runs_with_each_number_of_bits():
+    base = TrainConfig(steps=1).with_settings(["bits=3"])
+    entries = entries_of(base, ["b", "m"], [("element", 0.5), ("filter", 0.5)], [0], [1, 2, 4])
+    assert [e.name for e in entries] == [
+        "b-element-0.5-seed0",
+        "b-filter-0.5-seed0",
+        "m-element-0.5-seed0-1bits",
+        "m-element-0.5-seed0-2bits",
+        "m-element-0.5-seed0",
+    ]
+    assert [e.config.bits for e in entries] == [3, 3, 1, 2, 4]
+    assert [e.identity()["label"] for e in entries[1:3]] == ["ours", "1 bit"]
+    (own,) = entries_of(base, ["m"], [("element", 0.5)], [0])
+    assert own.config.bits == 3
+
+
+def test_a_dry_run_lists_all_runs_and_writes_nothing(workplace, tmp_path):
+    out = tmp_path / "run"
+    more = ("--techniques", "b,c,m", "--granularities", "element,filter")
+    assert invoke(workplace, "compare", out, "--techniques", "b").exit_code == 0
+    before = sorted(out.rglob("*"))
+    done = invoke(workplace, "compare", out, *more, "--dry-run", "--seeds", "0,1")
+    assert done.exit_code == 0, done.output
+    assert sorted(out.rglob("*")) == before
+    lines = [line for line in done.stdout.splitlines() if "seed" in line]
+    assert len(lines) == 2 * 4
+    assert sum("done" in line for line in lines) == 1
+    (dense,) = {line.split("│")[2].split(" -> ")[0].strip() for line in lines if "->" in line}
+    assert dense == f"{sum(p.numel() for p in DCGANGenerator(8, 4, 1, 32).parameters()):,}"
+    assert "fails" not in done.stdout
+    assert "(50.6%)" in next(line for line in lines if "b-filter" in line)
+    assert "100.0%" in next(line for line in lines if "m-element" in line)
+    last = done.stdout.split("together")[1]
+    assert "peak memory" in last
+    assert "GiB" in last
+    absent = invoke(workplace, "sweep", tmp_path / "none", "--dry-run")
+    assert absent.exit_code == 0, absent.output
+    assert not (tmp_path / "none").exists()
+
+
+def test_each_gpu_gets_a_process(monkeypatch, workplace):
+    """On a machine with three GPUs; nothing is computed."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 3)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(12)))
+    asked = {}
+
+    class Asked:
+        device = torch.device("cuda")
+
+        def run(self, entries, **options):
+            asked.update(options)
+
+    entries = entries_of(TrainConfig(steps=1), ["b", "d", "g", "k"], [("element", 0.5)], [0])
+    with ProgressBars() as bars:
+        run_entries(Asked(), entries, bars)
+        assert [device.index for device in asked["devices"]] == [0, 1, 2]
+        assert asked["threads"] == 4
+        assert len(asked["watchers"]) == 3
+        run_entries(Asked(), entries[:2], bars)
+        assert [device.index for device in asked["devices"]] == [0, 1], "no more than runs"
+        run_entries(Asked(), entries[:1], bars)
+        assert asked["devices"] == (), "one run needs no further process"
 
 
 def test_devices(monkeypatch):

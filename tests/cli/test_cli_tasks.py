@@ -2,9 +2,12 @@
 """Each family by the command line: train, plan, compress, score; from drawn pictures."""
 
 import json
+import shutil
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from typer.testing import CliRunner
 
 from gansparse.cli import app
@@ -100,6 +103,52 @@ def test_a_dry_run_tells_the_plan_and_writes_nothing(trained):
     assert not (place / "none").exists()
 
 
+def test_the_originals_spelling_weights_and_a_plan_of_training(trained):
+    name, place = trained
+    sizes = [word.replace("-", "_") if word.startswith("--") else word for word in SIZES[name]]
+    sizes = [word.replace("__", "--", 1) for word in sizes]
+    more = [*sizes, *NETWORKS[name], *SMALL, "--steps", 1, "--weight", "rec=0.5"]
+    data = ["--dataroot", place / "data", "--out", place / "none"]
+    done = run("train", name, *data, *more, "--dry-run")
+    assert done.exit_code == 0, done.output
+    assert "multiply-adds a sample" in done.output
+    assert not (place / "none").exists()
+    task = load_task(name, place / "data", weights={"rec": 0.5}, **sizes_of(name))
+    assert task.weight("rec") == 0.5
+    kept = {"stargan": "gp", "srgan": "gen"}
+    if name in kept:
+        assert task.weight(kept[name]) == {"gp": 10.0, "gen": 0.001}[kept[name]]
+
+
+def sizes_of(name):
+    words = [word.strip("-").replace("-", "_") for word in (*SIZES[name], *NETWORKS[name])]
+    return {key: int(value) for key, value in zip(words[::2], words[1::2], strict=True)}
+
+
+def test_damage_is_refused_or_skipped(trained, tmp_path):
+    name, place = trained
+    data = shutil.copytree(place / "data", tmp_path / "data")
+    for file in sorted(data.rglob("*.png"))[::7]:  # the first, too
+        file.write_bytes(file.read_bytes()[:60])
+
+    def whole_epoch(**options):
+        task = load_task(name, data, num_workers=0, **sizes_of(name), **options)
+        for step in range(task.steps_per_epoch):
+            task.batch(step)
+
+    with pytest.raises(InputError, match=r"\.png: (damaged|not a picture)"):
+        whole_epoch()
+    with pytest.warns(UserWarning, match=r"\.png: (damaged|not a picture).*; skipped, the next"):
+        whole_epoch(on_damaged="skip")
+    compare = ["compare", "--task", name, "--extractor", "lenet-mnist"]
+    trained_by = [
+        [*words, *SIZES[name]] for words in (["train", name], ["compress", name], compare)
+    ]
+    for words in (["eval", name], *trained_by):
+        with pytest.raises(InputError, match="on_damaged must be 'raise' or 'skip', got 'hide'"):
+            run(*words, "--data", data, "--on-damaged", "hide", "--device", "cpu")
+
+
 def test_scores(trained, tmp_path, monkeypatch):
     name, place = trained
     monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_, **__: pixels())
@@ -181,3 +230,38 @@ def test_a_pair_tells_how_long_it_was_trained(tmp_path):
     (g,), (d,) = paths(tmp_path)
     task = load_task("pix2pix", tmp_path / "data", generator=g, discriminator=d)
     assert task.trained_steps == 3  # of which compression takes a share
+
+
+def test_a_dcgan_of_a_folder_of_pictures(tmp_path, monkeypatch):
+    monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_, **__: pixels())
+    for number in range(10):
+        picture = Image.new("RGB", (20 + number, 40), (25 * number, 0, 255))
+        picture.save(tmp_path / f"{number}.png")
+    small = ["--imageSize", 32, "--nz", 4, "--ngf", 2, "--ndf", 2, "--batchSize", 4, *SMALL]
+    pair_of = ["--data", tmp_path, "--out", tmp_path / "pair", "--save_every", 0]
+    done = run("train", "dcgan", *pair_of, *small, "--steps", 2)
+    assert done.exit_code == 0, done.output
+    g, d = (tmp_path / "pair" / f"{name}.safetensors" for name in ("generator", "discriminator"))
+    files = ["--generator", g, "--discriminator", d, "--batch-size", 4, *SMALL]
+    words = ["compress", "dcgan", "--data", tmp_path, *files, "--steps", 1, "--save-every", 0]
+    assert run(*words, "--out", tmp_path / "small").exit_code == 0
+    task = load_task("dcgan", tmp_path, generator=g, discriminator=d, batch_size=4)
+    real = task.batch(0)["real"]
+    assert real.shape == (4, 3, 32, 32)
+    assert {float(blue) for blue in real[:, 2].unique()} == {1.0}
+    assert len({float(red) for red in real[:, 0, 16, 16]}) == 4
+    scored = ["eval", "dcgan", "--data", tmp_path, "--generator", g, "--num-samples", 9]
+    shown = run(*scored, *SMALL).output
+    assert "10 / 9" in shown, "all real pictures, as many as asked for of the others"
+    digits = tmp_path / "digits.npz"
+    np.savez(digits, x_train=np.zeros((8, 28, 28), np.uint8), y_train=np.zeros(8, np.int64))
+    with pytest.raises(InputError, match="digits have 1 channel, but the pictures to make have 3"):
+        load_task("dcgan", digits, generator=g, discriminator=d)
+
+
+def test_celebas_pictures_may_be_named_by_their_own_folder(tmp_path):
+    write_synthetic("attributes", tmp_path, count=120, size=32)
+    more = {"crop_size": 32, "image_size": 32, "conv_dim": 2, "g_repeat_num": 1, "num_workers": 0}
+    tasks = [load_task("stargan", place, **more) for place in (tmp_path, tmp_path / "images")]
+    first, second = (task.batch(0) for task in tasks)
+    assert all(torch.equal(value, second[key]) for key, value in first.items())

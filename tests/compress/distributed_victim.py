@@ -14,13 +14,14 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     distributed.start(torch.device("cpu"))
     for case in cases:
-        recipe, reduction = case.split("-")
+        recipe, reduction, *precision = case.split("-")
         config = TrainConfig(
             recipe=recipe,
             steps=8,
             sparsity=0.5,
             log_every=1,
             save_every=4,
+            precision=precision[0] if precision else "fp32",
             reading=Reading(reduction=reduction, feature_weight=1.0),
         )
         Trainer(normless_task(), config, out=Path(out, case)).run()

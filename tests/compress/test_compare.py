@@ -16,7 +16,7 @@ from gansparse.compress import TrainConfig
 from gansparse.compress.compare import Comparison, Entry
 from gansparse.compress.samples import LEAST_PICTURES, SHOWN_VALUES, samples
 from gansparse.errors import CheckpointError, InputError, OutputError, TrainingError
-from gansparse.metrics.features import module_extractor
+from gansparse.metrics.features import get_extractor, module_extractor
 from gansparse.report import load_report, load_samples, write_report
 from gansparse.tasks.gan import View
 
@@ -290,6 +290,16 @@ def test_two_processes_give_what_one_gives(tmp_path):
     assert watched.runs[-1] == (4, 4)
     assert several["machine"]["processes"] == 2
     assert json.loads((tmp_path / "two" / "report.json").read_text())["failed"]
+
+
+def lenet_named_anew(device):
+    return replace(get_extractor("lenet-mnist", device), name="made on the device")
+
+
+def test_processes_make_the_extractor_on_their_device(tmp_path):
+    found = Comparison(functools.partial(tiny_task), lenet_named_anew, tmp_path, num_samples=20)
+    document = found.run([entry("g")], devices=[torch.device("cpu")], threads=1)
+    assert document["runs"][0]["extractor"] == "made on the device"
 
 
 def test_processes_need_a_task_that_can_be_sent(task, tmp_path):

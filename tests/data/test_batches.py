@@ -153,10 +153,11 @@ def test_skipped_by_choice_and_named_once(num_workers):
     with pytest.warns(UserWarning, match=r"\d\.png: damaged; skipped, the next") as told:
         first = batches(0)
     assert first["index"].tolist() == [0, 1, 4, 4]
-    assert len(told) == 2
+    assert sum("damaged" in str(one.message) for one in told) == 2  # one core is warned of, too
     assert batches.skipped == ["2.png: damaged", "3.png: damaged"]
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        warnings.filterwarnings("ignore", "This DataLoader will create")
         assert batches(1)["index"].tolist() == [4, 5, 6, 7]
         assert batches(2)["index"].tolist() == [0, 1, 4, 4]
         assert equal(batches(0), first)

@@ -256,8 +256,8 @@ def enlarged(net: SRGANGenerator, path: Path) -> tuple[torch.Tensor, torch.Tenso
 
 
 @pytest.mark.data
-def test_public_weights_reach_their_figure_on_set5() -> None:
-    """The x4 generator of before 2019-05-05. On Set14 the same weights give 27.70 dB."""
+def test_public_weights_reach_their_figure_on_set14() -> None:
+    """The x4 generator of before 2019-05-05. tests/tasks/test_srgan_task.py has Set5."""
     root = os.environ.get("GANSPARSE_DATA")
     if not root:
         pytest.skip("GANSPARSE_DATA is not set")
@@ -266,6 +266,6 @@ def test_public_weights_reach_their_figure_on_set5() -> None:
     assert net.scale == 4
     assert parameters_of(net) == 734_092
     metric = PeakSignalNoiseRatio(border=4)
-    for path in sorted(Path(root, "sr", "Set5").glob("*.png")):
+    for path in sorted(Path(root, "sr", "Set14").glob("*.png")):
         metric.update(*enlarged(net, path))
-    assert metric.compute() == pytest.approx(30.66, abs=0.02)
+    assert metric.compute() == pytest.approx(27.70, abs=0.02)

@@ -4,6 +4,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from dataclasses import replace
 
 from made_up import make_run
 from rich.console import Console
@@ -16,6 +17,7 @@ from gansparse.report import (
     to_csv,
     to_markdown,
 )
+from gansparse.report.panels import Image, Section
 from gansparse.report.table import columns, table_rows
 
 
@@ -51,6 +53,23 @@ def test_the_lowest_of_each_field_is_marked(tmp_path):
     low, high = report.runs[0].fid, report.runs[1].fid
     assert rows[1].cells[3] == f"{mean:.4g} ({low:.4g}–{high:.4g})"
     assert rows[1].cells[4] == f"{mean / 27.9:.2f}"
+
+
+def test_a_row_without_rivals_is_not_marked(tmp_path):
+    report = load_report(make_run(tmp_path, sparsities=(0.5, 0.9)))
+    alone = replace(report, runs=tuple(run for run in report.runs if run.key == "b"))
+    assert not any(row.best for row in table_rows(alone))
+
+
+def test_figures_in_markdown_are_named_by_words(run):
+    image = Image(b"", "a row: <b>*of*\n[pictures]", "by_the_way", chart=False)
+    page = markdown_page(
+        load_report(run), [Section("rows", "Rows", "As they are.", "", [image])], "a folder"
+    )
+    assert page.endswith(
+        "\n\n## Rows\n\nAs they are.\n\nby\\_the\\_way:\n\n"
+        "![a row: \\<b\\>\\*of\\* \\[pictures\\]](a%20folder/rows-1.webp)\n"
+    )
 
 
 def test_markdown(edit):

@@ -8,7 +8,7 @@ from domains import Domains, config, same, state_of, stopped_and_resumed
 from torch import nn
 from torch.nn.functional import l1_loss
 
-from gansparse.compress import Reading, Trainer
+from gansparse.compress import RECIPES, Reading, Trainer
 from gansparse.compress.start import place
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
@@ -108,7 +108,7 @@ def test_training_is_the_originals_loop():
 
 
 @pytest.mark.parametrize("direction", ["both", "BtoA"])
-@pytest.mark.parametrize("recipe", list("abdgkec"))
+@pytest.mark.parametrize("recipe", RECIPES)
 def test_techniques_train(recipe, direction):
     nets = pair()
     before = state_of(*nets.values())
@@ -119,7 +119,7 @@ def test_techniques_train(recipe, direction):
     for name, mask in result.masks.items():
         assert int((~mask).sum()) == round(0.5 * mask.numel())
         assert int(torch.count_nonzero(result.generator.get_parameter(name)[~mask])) == 0
-    assert bool(result.masks) == (recipe not in "ac")
+    assert bool(result.masks) == RECIPES[recipe].prunes
     if recipe == "b":
         assert {"L_GC", "L_DC", "gen", "rec", "output", "D"} <= set(result.history[0]["terms"])
     assert same(before, state_of(*nets.values())), "the networks given are left as they were"
