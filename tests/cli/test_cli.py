@@ -44,13 +44,12 @@ COMMANDS = [
 ENVIRONMENT = {**os.environ, "COLUMNS": "200", "NO_COLOR": "1", "OMP_NUM_THREADS": "1"}
 
 
-def gansparse(*arguments, cwd=None):
+def process(*arguments):
     return subprocess.run(
         [sys.executable, "-m", "gansparse", *map(str, arguments)],
         capture_output=True,
         text=True,
         check=False,
-        cwd=cwd,
         env=ENVIRONMENT,
     )
 
@@ -129,7 +128,7 @@ def test_every_example_names_what_there_is():
             assert words[2] in KINDS, words
 
 
-def test_compress_eval_and_resume(workplace, tmp_path):
+def test_compress_eval_and_resume(gansparse, workplace, tmp_path):
     out = tmp_path / "run"
     done = gansparse(*small(workplace, out), "--set", "d_update=fixed", "--set", "lambda_=0.25")
     assert done.returncode == 0, done.stderr
@@ -162,7 +161,7 @@ def test_compress_eval_and_resume(workplace, tmp_path):
     assert sum(score["classes"]) == pytest.approx(1.0)
 
 
-def test_train_dcgan_then_compress_what_it_wrote(workplace, tmp_path):
+def test_train_dcgan_then_compress_what_it_wrote(gansparse, workplace, tmp_path):
     out = tmp_path / "trained"
     done = gansparse(
         *("train", "dcgan", "--data", workplace, "--out", out, "--epochs", 1, "--device", "cpu"),
@@ -174,7 +173,7 @@ def test_train_dcgan_then_compress_what_it_wrote(workplace, tmp_path):
     assert gansparse(*next_command, *more).returncode == 0
 
 
-def test_a_trained_pair_is_trained_further(workplace, tmp_path):
+def test_a_trained_pair_is_trained_further(gansparse, workplace, tmp_path):
     out = tmp_path / "further"
     done = gansparse(
         *("train", "dcgan", *pair(workplace), "--out", out, "--epochs", 1, "--device", "cpu"),
@@ -187,7 +186,7 @@ def test_a_trained_pair_is_trained_further(workplace, tmp_path):
     assert not torch.equal(after["main.0.weight"], before["main.0.weight"])
 
 
-def test_tensorboard_log(workplace, tmp_path):
+def test_tensorboard_log(gansparse, workplace, tmp_path):
     pytest.importorskip("tensorboard", reason="the extra 'tensorboard' is not installed")
     done = gansparse(*small(workplace, tmp_path / "run", "--tensorboard"))
     assert done.returncode == 0, done.stderr
@@ -195,7 +194,7 @@ def test_tensorboard_log(workplace, tmp_path):
     assert log.stat().st_size > 200
 
 
-def test_info():
+def test_info(gansparse):
     done = gansparse("info", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)
@@ -229,12 +228,12 @@ def refused(done, *words):
         (("--batch-size", 100), ("batch size must be 1..40",)),
     ],
 )
-def test_bad_settings(workplace, tmp_path, more, words):
+def test_bad_settings(gansparse, workplace, tmp_path, more, words):
     refused(gansparse(*small(workplace, tmp_path / "out", *more)), *words)
     assert not (tmp_path / "out").exists(), "nothing is written before the settings are known good"
 
 
-def test_bad_files(workplace, tmp_path):
+def test_bad_files(gansparse, workplace, tmp_path):
     out = tmp_path / "out"
     command = list(small(workplace, out))
     where = command.index("--generator") + 1
@@ -258,18 +257,18 @@ def test_bad_files(workplace, tmp_path):
     assert not out.exists()
 
 
-def test_one_network_without_the_other(workplace, tmp_path):
+def test_one_network_without_the_other(gansparse, workplace, tmp_path):
     g = ("--generator", workplace / "g.safetensors", "--data", workplace)
     done = gansparse("compress", "dcgan", *g, "--out", tmp_path / "o")
     refused(done, "--generator without --discriminator")
 
 
-def test_an_unwritable_place(workplace, tmp_path):
+def test_an_unwritable_place(gansparse, workplace, tmp_path):
     (tmp_path / "file").write_text("")
     refused(gansparse(*small(workplace, tmp_path / "file" / "run")), "could not write")
 
 
-def test_a_truncated_checkpoint(workplace, tmp_path):
+def test_a_truncated_checkpoint(gansparse, workplace, tmp_path):
     out = tmp_path / "run"
     assert gansparse(*small(workplace, out, "--save-every", 2)).returncode == 0
     newest = sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors"
@@ -278,7 +277,7 @@ def test_a_truncated_checkpoint(workplace, tmp_path):
 
 
 def test_report_without_a_comparison(tmp_path):
-    refused(gansparse("report", tmp_path), "report.json")
+    refused(process("report", tmp_path), "report.json")
 
 
 def test_python_m_and_the_script_are_the_same():

@@ -3,27 +3,8 @@
 
 from __future__ import annotations
 
-import sys
-
 import pytest
 from PIL import Image
-
-from gansparse.cli import main
-
-
-@pytest.fixture
-def gansparse(capsys, monkeypatch):
-    """The command line in this process: its exit status, standard output and standard error."""
-    monkeypatch.setenv("COLUMNS", "220")
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gansparse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return run
 
 
 def rows(table: str) -> dict[tuple[str, str], list[str]]:

@@ -16,7 +16,6 @@ import pytest
 import torch
 from PIL import Image
 
-from gansparse.cli import main
 from gansparse.data.folder import PictureFolder
 from gansparse.files import save_tensors
 from gansparse.metrics import frechet_distance_from_features
@@ -26,20 +25,6 @@ from gansparse.metrics.statistics import Statistics, load_statistics
 from gansparse.models import DCGANGenerator
 
 LENET = ("--extractor", "lenet-mnist", "--num-workers", 0, "--device", "cpu")
-
-
-@pytest.fixture
-def gansparse(capsys, monkeypatch):
-    """The command line in this process: its exit status, standard output and standard error."""
-
-    def run(*arguments):
-        monkeypatch.setattr(sys, "argv", ["gansparse", *map(str, arguments)])
-        with pytest.raises(SystemExit) as left:
-            main()
-        printed = capsys.readouterr()
-        return left.value.code, printed.out, printed.err
-
-    return run
 
 
 @pytest.fixture(scope="module")
