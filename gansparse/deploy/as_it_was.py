@@ -12,7 +12,7 @@ from torch.utils._pytree import tree_map_only
 
 from gansparse.deploy import measure
 from gansparse.deploy.capture import leaves
-from gansparse.deploy.plan import Row, _text
+from gansparse.deploy.plan import Row, shape_text
 
 
 def as_it_was(module: nn.Module, inputs: tuple[Any, ...]) -> list[Row]:
@@ -70,5 +70,5 @@ def _row(name: str, part: nn.Module, read: Any, named: Any, made: Any, device: t
     if isinstance(weight, Tensor) and weight.dim() > 1:
         sparsity = 1 - float((weight != 0).sum()) / max(1, weight.numel())
     first = [*leaves((read, named))[:1], *leaves(made)[:1]]
-    shape = " → ".join(_text(tensor.shape) for tensor in first)
+    shape = " → ".join(shape_text(tensor.shape) for tensor in first)
     return Row(name, shape, sparsity, "torch", times, "runs as it was")

@@ -23,7 +23,7 @@ from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
-from gansparse.deploy.plan import TOLERANCE, Bank, Plan, make_plan
+from gansparse.deploy.plan import TOLERANCE, Bank, Plan, make_plan, shape_text
 from gansparse.errors import InputError
 from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
@@ -470,5 +470,5 @@ def _signature(inputs: tuple[Any, ...]) -> Any:
 
 def _text(value: Any) -> str:
     if isinstance(value, Tensor):
-        return "×".join(map(str, value.shape))
+        return shape_text(value.shape)
     return repr(value) if isinstance(value, _PLAIN) else type(value).__name__

@@ -164,7 +164,7 @@ class _Layer:
             why = f"{fastest} is faster alone, but not with conversions from and to its neighbours"
         for other, reason in self.refused.items():
             why += f"; not {other}: {reason}"
-        shape = f"{_text(self.size)} → {_text(node.meta['value'].shape)}"
+        shape = f"{shape_text(self.size)} → {shape_text(node.meta['value'].shape)}"
         sparsity = self.layer.sparsity
         return Row(name, shape, sparsity, kernel, self.times, why, tuple(self.layer.fused))
 
@@ -236,13 +236,13 @@ class _Runner(fx.Interpreter):
                 why = "InstanceNorm in one pass"
             if step is not None and not isinstance(step, Norm):
                 why = "runs as it was"
-            self.rows[n] = Row(name, _text(out.shape), None, "torch", times, why, fused)
+            self.rows[n] = Row(name, shape_text(out.shape), None, "torch", times, why, fused)
         return out
 
     def _feeds_a_norm(self, conv: fx.Node) -> bool:
         """Whether a norm, and nothing else, reads what the convolution alone has computed."""
-        (user, *others) = conv.users
-        if others or user.op != "call_module" or conv.args[1] is not None:
+        user = next(iter(conv.users), conv)
+        if len(conv.users) != 1 or user.op != "call_module" or conv.args[1] is not None:
             return False
         step = self.module.get_submodule(str(user.target))
         return isinstance(step, Norm) and user.args[1] is not conv
@@ -396,5 +396,6 @@ def _label(node: fx.Node) -> str:
     return f"{owner}: {name}" if owner else str(name)
 
 
-def _text(shape: torch.Size | tuple[int, ...]) -> str:
+def shape_text(shape: torch.Size | tuple[int, ...]) -> str:
+    """As tables show it: 1×3×8×8."""
     return "×".join(map(str, shape))
