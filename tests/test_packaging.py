@@ -75,7 +75,7 @@ def test_source_distribution_holds_the_native_sources(source_distribution: Path)
     native = {
         str(path.relative_to(ROOT))
         for path in (ROOT / "csrc").rglob("*")
-        if path.suffix in (".h", ".cpp", ".cu", ".cuh")
+        if path.suffix in (".h", ".cpp", ".cu", ".cuh", ".sh")
     }
     assert native <= names
     assert {"CMakeLists.txt", "pyproject.toml", "LICENSE", "README.md"} <= names

@@ -1,38 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ptxas says of every kernel: registers, shared memory, stack, spills.
+"""What ptxas said of every kernel when the package was built: registers, stack, spills.
 
-    python tests/kernels/registers.py       # rewrites registers.json; look at the difference
+    pip install -e . && python tests/kernels/registers.py   # rewrites registers.json; review it
 
-Needs nvcc, no GPU.
+The build keeps ptxas's reports in the build folder (csrc/keep_log.sh). Needs nvcc, no GPU.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import re
-import shutil
 import subprocess
 from collections.abc import Iterable
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import building
+from gansparse.info import collect
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
+BUILD = HERE.parent.parent / "build"
 RECORD = HERE / "registers.json"
 ARCHITECTURES = ("80", "90", "90a", "100")
 ONLY = {"sm90a": ("90a",)}  # of sources *_sm90a.cu
-FLAGS = ["-std=c++17", "-O3", "--expt-relaxed-constexpr", f"-I{CSRC}", "-cubin", "-Xptxas", "-v"]
 
 # {room: {kernel: {architecture: {"registers": …, "shared": …, "stack": …, "spilled": …}}}}
 Usage = dict[str, dict[str, dict[str, dict[str, int]]]]
 
 _ENTRY = re.compile(
-    r"Compiling entry function '(?P<kernel>\w+)'.*?"
+    r"Compiling entry function '(?P<kernel>\w+)' for 'sm_(?P<arch>\w+)'.*?"
     r"(?P<stack>\d+) bytes stack frame, (?P<stores>\d+) bytes spill stores, "
     r"(?P<loads>\d+) bytes spill loads.*?"
     r"Used (?P<registers>\d+) registers(?P<rest>[^\n]*)",
@@ -40,20 +36,16 @@ _ENTRY = re.compile(
 )
 
 
-def nvcc() -> str | None:
-    """The compiler that the build would take."""
-    for home in (os.environ.get("CUDA_HOME"), os.environ.get("CUDA_PATH"), "/usr/local/cuda"):
-        if home and (Path(home) / "bin" / "nvcc").exists():
-            return str(Path(home) / "bin" / "nvcc")
-    return shutil.which("nvcc")
+def release() -> str | None:
+    """Of the nvcc that built the package, "13.0": the numbers are a property of it, too."""
+    version = collect()["cuda"]["nvcc"]
+    return ".".join(version.split(".")[:2]) if version else None
 
 
-def release() -> str:
-    """nvcc's version, "13.0": the numbers are a property of it, too."""
-    told = subprocess.run([nvcc() or "nvcc", "--version"], capture_output=True, text=True).stdout
-    found = re.search(r"release ([\d.]+)", told)
-    assert found, told
-    return found[1]
+def built() -> set[str]:
+    """Architectures with machine code in the package: {"80", …}."""
+    names: list[str] = collect()["cuda"]["architectures"]
+    return {name.removesuffix("-real") for name in names if not name.endswith("-virtual")}
 
 
 def rooms() -> list[str]:
@@ -79,39 +71,31 @@ def _readable(names: Iterable[str]) -> list[str]:
     return out
 
 
-def _compile(room: str, architecture: str, folder: Path) -> str:
-    """ptxas's report, kept in `folder` under a hash of what was compiled."""
-    digest = hashlib.sha256(repr((release(), FLAGS, architecture)).encode())
-    (source,) = [*CSRC.glob(f"ops/*/{room}_cuda.cu"), *CSRC.glob(f"ops/*/{room}.cu")]
-    sources = [*CSRC.glob("common/*"), *source.parent.iterdir()]
-    for path in sorted(path for path in sources if path.suffix in (".h", ".cuh", ".cu")):
-        digest.update(path.read_bytes())
-    kept = folder / f"ptxas-{room}-{architecture}-{digest.hexdigest()[:20]}.txt"
-    command = [nvcc() or "nvcc", *FLAGS, f"-arch=sm_{architecture}", source, "-o", os.devnull]
+def report(room: str) -> str:
+    """All that the compilers said of a room's kernels in the last build.
 
-    def compile_to(report: Path) -> None:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        assert done.returncode == 0, done.stderr
-        waits = re.search(r"serialized|injected", done.stderr)
-        assert waits is None, f"asynchronous products wait for one another: {done.stderr}"
-        report.write_text(done.stderr + done.stdout)
-
-    building.once(kept, compile_to)
-    return kept.read_text()
+    Raises:
+        FileNotFoundError: the package comes from elsewhere, so that there is no build folder.
+    """
+    name = room if room.rsplit("_", 1)[-1] in ONLY else f"{room}_cuda"
+    found = sorted(BUILD.glob(f"*/**/{name}.cu.o.txt"), key=lambda path: path.stat().st_mtime)
+    if not found:
+        raise FileNotFoundError(f"no report of ptxas on {room} in {BUILD}: pip install -e .")
+    return found[-1].read_text()
 
 
-def measure(folder: Path) -> Usage:
-    """Compile every room for every architecture, one a core at a time."""
-    jobs = [(room, arch) for room in rooms() for arch in architectures(room)]
-    with ThreadPoolExecutor(max_workers=os.cpu_count()) as pool:
-        reports = list(pool.map(lambda job: _compile(*job, folder), jobs))
+def measure() -> Usage:
+    """Every room's kernels on every architecture that the package was built for."""
     usage: Usage = {}
-    for (room, arch), report in zip(jobs, reports, strict=True):
-        found = list(_ENTRY.finditer(report))
-        assert found, f"no kernel in ptxas's report on {room}: {report}"
+    for room in rooms():
+        text = report(room)
+        waits = re.search(r"serialized|injected", text)
+        assert waits is None, f"asynchronous products wait for one another: {text}"
+        found = list(_ENTRY.finditer(text))
+        assert found, f"no kernel in ptxas's report on {room}: {text}"
         for entry, kernel in zip(found, _readable(e["kernel"] for e in found), strict=True):
             shared = re.search(r"(\d+) bytes smem", entry["rest"])
-            usage.setdefault(room, {}).setdefault(kernel, {})[arch] = {
+            usage.setdefault(room, {}).setdefault(kernel, {})[entry["arch"]] = {
                 "registers": int(entry["registers"]),
                 "shared": int(shared[1]) if shared else 0,
                 "stack": int(entry["stack"]),
@@ -136,10 +120,8 @@ def _one_line_an_entry(text: str) -> str:
 
 
 def write() -> None:
-    """Record what this nvcc makes of the kernels."""
-    folder = HERE.parent.parent / ".pytest_cache" / "d" / "kernels"
-    folder.mkdir(parents=True, exist_ok=True)
-    record = {"nvcc": release(), "usage": measure(folder)}
+    """Record what this nvcc made of the kernels."""
+    record = {"nvcc": release(), "usage": measure()}
     RECORD.write_text(_one_line_an_entry(json.dumps(record, indent=1, sort_keys=True)) + "\n")
 
 
