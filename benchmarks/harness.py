@@ -32,6 +32,7 @@ from gansparse.testing.timing import (
 ROOT = Path(__file__).parents[1]
 RESULTS = Path(__file__).parent / "results"
 OURS = "gansparse"
+WARM = " warm"
 Row = dict[str, str]
 
 
@@ -67,15 +68,20 @@ class Case:
 # ---- Running and reporting -----------------------------------------------------------------------
 
 
-def run_case(case: Case, rounds: int, seconds: float = math.inf) -> list[Row]:
-    """Measure one case for about so many seconds at most; one row a candidate."""
+def run_case(case: Case, rounds: int, seconds: float = math.inf, warm: bool = False) -> list[Row]:
+    """Measure one case for about so many seconds at most; one row a candidate.
+
+    Where the caches are ``warm``, the case's name says so.
+    """
     with threads(case.threads):
         candidates = case.make()
         limits = (
             arithmetic_limits(case.device, case.dtype) if case.flops else memory_limits(case.device)
         )
         runs = {f"limit {name}": run for name, (run, _) in limits.items()}
-        measured = interleave({**candidates, **runs}, rounds, case.device, seconds=seconds)
+        measured = interleave(
+            {**candidates, **runs}, rounds, case.device, seconds=seconds, warm=warm
+        )
         errors = case.errors() if case.errors else {}
     rates = {name: work / measured.median(f"limit {name}") for name, (_, work) in limits.items()}
     limit_rate = max(rates.values())
@@ -88,7 +94,7 @@ def run_case(case: Case, rounds: int, seconds: float = math.inf) -> list[Row]:
         rows.append(
             {
                 "op": case.op,
-                "case": case.name,
+                "case": f"{case.name}{WARM if warm else ''}",
                 "device": case.device,
                 "threads": str(case.threads),
                 "sparsity": "" if case.sparsity is None else f"{case.sparsity:g}",

@@ -35,6 +35,12 @@ def main() -> int:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2], help="CPU threads (1 2)")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--cases", default=".*", help="regular expression on the whole name (all)")
+    parser.add_argument(
+        "--warm",
+        action="store_true",
+        help="each turn of a candidate lasts 20 ms, the first call left out: the caches hold its\n"
+        'own numbers, not those of the others; rows called "… warm" (CPU)',
+    )
     parser.add_argument("--seconds", type=float, default=math.inf, help="for a case's rounds")
     parser.add_argument("--file", type=Path, help="instead of benchmarks/results/<machine>.csv")
     todo = parser.add_mutually_exclusive_group()
@@ -47,6 +53,9 @@ def main() -> int:
             f"no benchmark for {', '.join(unknown)}" if unknown else "--rounds must be at least 4"
         )
 
+    if chosen.warm and chosen.device != "cpu":
+        parser.error("--warm is for the CPU: on a GPU the second cache is emptied before each call")
+
     # float32 means float32, also where the device could round it to TF32.
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     path = chosen.file or harness.results_file()
@@ -58,7 +67,7 @@ def main() -> int:
         for case in bench.cases(chosen.threads, chosen.device):
             if not re.fullmatch(chosen.cases, case.name):
                 continue
-            measured = harness.run_case(case, chosen.rounds, chosen.seconds)
+            measured = harness.run_case(case, chosen.rounds, chosen.seconds, chosen.warm)
             rows += [{**row, **machine} for row in measured]
             print(*(harness.format_row(row) for row in measured), sep="\n", flush=True)
             if chosen.save:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_no_round_begins_when_time_is_up_but_three_there_are() -> None:
     all_of_them = timing.interleave(candidates, 5)
     assert [len(times) for times in all_of_them.seconds.values()] == [5, 5]
     assert min(count.values()) > 0
+
+
+def test_warm_turns_begin_with_a_call_that_is_not_timed() -> None:
+    seen: list[str] = []
+
+    def slow(name: str) -> None:
+        seen.append(name)
+        time.sleep(0.03)  # longer than a turn, so that each turn times one call
+
+    candidates = {"a": lambda: slow("a"), "b": lambda: slow("b")}
+    found = timing.interleave(candidates, 3, warm_up=1, warm=True)
+    assert "".join(seen) == "aabb" + "aabb" + "bbaa" + "aabb"
+    assert min(min(times) for times in found.seconds.values()) < 0.05
 
 
 def test_new_rows_replace_those_of_their_case_only(

@@ -121,6 +121,22 @@ def compress(
     where = choose_device(device, threads)
     if not dry_run:
         fresh_or_resumed(out, resume)
+
+    def configured(steps: int) -> TrainConfig:
+        return TrainConfig(
+            recipe=recipe,
+            steps=steps,
+            sparsity=sparsity,
+            granularity=granularity,
+            include=tuple(include or ()),
+            exclude=tuple(exclude or ()),
+            scope=scope,
+            precision=precision.value,
+            save_every=save_every,
+            seed=seed,
+        ).with_settings(settings or ())
+
+    configured(1 if steps is None else steps)  # refused before anything is loaded
     gan = load_task(
         task.value,
         pictures(task, data),
@@ -140,18 +156,7 @@ def compress(
         num_workers=num_workers,
         on_damaged=on_damaged,
     )
-    train = TrainConfig(
-        recipe=recipe,
-        steps=default_steps(gan) if steps is None else steps,
-        sparsity=sparsity,
-        granularity=granularity,
-        include=tuple(include or ()),
-        exclude=tuple(exclude or ()),
-        scope=scope,
-        precision=precision.value,
-        save_every=save_every,
-        seed=seed,
-    ).with_settings(settings or ())
+    train = configured(default_steps(gan) if steps is None else steps)
     if dry_run:
         from gansparse.compress.plan import plan
 

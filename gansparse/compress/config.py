@@ -9,7 +9,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from gansparse.compress.recipes import get_recipe
 from gansparse.errors import InputError
+from gansparse.sparsity import GRANULARITIES, SCOPES
 
 D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "fixed")
 REDUCTIONS = ("sample", "batch")
@@ -126,6 +128,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         """Refuses values outside their range, each with one line."""
+        get_recipe(self.recipe)
+        _one_of("granularity", self.granularity, GRANULARITIES)
+        _one_of("scope", self.scope, SCOPES)
         reading = self.reading
         _one_of("d_update", reading.d_update, D_UPDATES)
         _one_of("reduction", reading.reduction, REDUCTIONS)

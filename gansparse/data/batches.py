@@ -183,6 +183,16 @@ class EvaluationBatches(_Ahead):
 _Made = tuple[Batch | None, list[str], str]  # batch, lines of what was skipped, error
 
 
+def check_on_damaged(value: str) -> None:
+    """Refuses all but ``raise`` and ``skip``.
+
+    Raises:
+        InputError: anything else.
+    """
+    if value not in ("raise", "skip"):
+        raise InputError(f"on_damaged must be 'raise' or 'skip', got {value!r}")
+
+
 class _Steps(Dataset[_Made]):
     """Batch by step; without a seed all samples once, in order.
 
@@ -202,8 +212,7 @@ class _Steps(Dataset[_Made]):
             raise InputError(
                 f"batch size must be 1..{len(samples)} (the number of samples), got {batch_size}"
             )
-        if on_damaged not in ("raise", "skip"):
-            raise InputError(f"on_damaged must be 'raise' or 'skip', got {on_damaged!r}")
+        check_on_damaged(on_damaged)
         self.samples, self.batch_size, self.seed = samples, batch_size, seed
         self.skip, self.shuffle = on_damaged == "skip", shuffle
         self._epoch, self._order = -1, torch.arange(len(samples))

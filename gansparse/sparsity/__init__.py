@@ -13,7 +13,7 @@ from gansparse.sparsity.layers import Layer, find_layers, select_layers
 from gansparse.sparsity.packed import load_packed, save_packed
 from gansparse.sparsity.permutation import Permutation, search_permutation
 from gansparse.sparsity.permute import PermutationReport, PermutedChannels, permute_channels
-from gansparse.sparsity.pruner import Pruner
+from gansparse.sparsity.pruner import SCOPES, Pruner
 from gansparse.sparsity.report import SparsityReport, check_masked, sparsity_report
 from gansparse.sparsity.schedule import AGP, SCHEDULES, OneShot, Schedule, schedule_by_name
 from gansparse.sparsity.shrink import ShrinkReport, shrink, shrink_report
@@ -23,6 +23,7 @@ __all__ = [
     "AGP",
     "GRANULARITIES",
     "SCHEDULES",
+    "SCOPES",
     "Effect",
     "FilterChannels",
     "Granularity",

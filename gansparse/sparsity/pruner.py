@@ -27,6 +27,7 @@ from gansparse.sparsity.layers import Layer, Selector, find_layers, matching, se
 from gansparse.sparsity.schedule import AGP, Schedule, schedule_by_name
 
 Scope = Literal["layer", "erk", "global"]
+SCOPES: tuple[str, ...] = get_args(Scope)
 
 
 class Pruner:
@@ -101,8 +102,8 @@ class Pruner:
         self.schedule: Schedule = (
             schedule_by_name(schedule) if isinstance(schedule, str) else schedule or AGP()
         )
-        if scope not in get_args(Scope):
-            raise InputError(f"scope must be {', '.join(get_args(Scope))}, got {scope!r}")
+        if scope not in SCOPES:
+            raise InputError(f"scope must be {', '.join(SCOPES)}, got {scope!r}")
         if scope != "layer" and (granularity == "2:4" or isinstance(sparsity, Mapping)):
             what = "granularity 2:4" if granularity == "2:4" else "one ratio a layer"
             raise InputError(f"scope {scope} takes one ratio for the model, got {what}")

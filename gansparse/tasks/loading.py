@@ -27,6 +27,7 @@ from gansparse.data import (
     load_digits,
     load_idx,
 )
+from gansparse.data.batches import check_on_damaged
 from gansparse.data.labelled import CELEBA_ATTRIBUTES, CELEBA_FOLDERS, CELEBA_LIST
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
@@ -100,6 +101,7 @@ def load_task(
     )
     if odd := sorted(options.keys() - known):
         raise InputError(f"task {name} has no option {', '.join(odd)}")
+    check_on_damaged(on_damaged or "raise")
     if scoring:
         options.setdefault("batch_size", 1)  # nothing is trained, however few pictures there are
     torch.manual_seed(seed)  # of new networks

@@ -19,6 +19,7 @@ import torch.nn.functional as F
 
 L2_FLUSH_BYTES = 1 << 30
 LEAST_ROUNDS = 3
+TURN, WARM_TURN = 1e-3, 20e-3  # seconds that fast candidates are repeated for
 
 Candidate = Callable[[], object]
 
@@ -64,8 +65,11 @@ def interleave(
     warm_up: int = 2,
     pause: float = 0.0,
     seconds: float = math.inf,
+    warm: bool = False,
 ) -> Measurement:
     """Time the candidates in turns; fast ones are repeated within a turn to last 1 ms.
+
+    A CPU candidate finds the caches as the one before it left them, unless ``warm``.
 
     Args:
         candidates: what to run, by name.
@@ -76,12 +80,15 @@ def interleave(
             spinning for a while, and would take time from whoever is next. Then the candidate runs
             for a while untimed, until its own threads are awake and have a core each.
         seconds: after these no further round begins, but three there are at least.
+        warm: each turn lasts 20 ms, after one call that is not timed: the caches hold as much of
+            the candidate's own numbers as they can.
 
     Example:
         >>> interleave({"a": lambda: None, "b": lambda: sum(range(9999))}, 5).ratio("b", "a")[0] > 1
         True
     """
     timer = _cuda_seconds if device == "cuda" else _cpu_seconds
+    turn = WARM_TURN if warm else TURN
     repeats = {}
     for name, run in candidates.items():
         begin = time.monotonic()
@@ -89,18 +96,20 @@ def interleave(
             run()
             if time.monotonic() - begin > 1.0:
                 break
-        repeats[name] = max(1, round(1e-3 / max(timer(run, 1), 1e-7)))
+        repeats[name] = max(1, round(turn / max(timer(run, 1), 1e-7)))
     found: dict[str, list[float]] = {name: [] for name in candidates}
     names = list(candidates)
     end = time.monotonic() + seconds
-    for turn in range(rounds):
-        if turn >= LEAST_ROUNDS and time.monotonic() > end:
+    for done in range(rounds):
+        if done >= LEAST_ROUNDS and time.monotonic() > end:
             break
-        first = turn % len(names)
+        first = done % len(names)
         for name in names[first:] + names[:first]:
             if pause:
                 time.sleep(pause)
                 _settle(candidates[name])
+            if warm:
+                candidates[name]()
             found[name].append(timer(candidates[name], repeats[name]))
     return Measurement(found)
 
