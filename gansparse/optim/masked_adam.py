@@ -35,8 +35,11 @@ class MaskedAdam(torch.optim.Optimizer):
         eps: added to the denominator.
         weight_decay: decay of the weights, L2 unless ``decoupled_weight_decay``.
         amsgrad: divide by the running maximum of the second moment.
+        foreach: taken so that torch's arguments fit, without effect: the step is always fused.
         maximize: ascend.
         capturable: keep the step counts on the device, so that a CUDA graph can capture the step.
+        differentiable: refused if True.
+        fused: as ``foreach``.
         decoupled_weight_decay: AdamW.
         masks: ``{parameter: bool or uint8 tensor of its shape and strides}``, 0 = pruned. Weights
             outside are set to 0 at once.
@@ -63,11 +66,16 @@ class MaskedAdam(torch.optim.Optimizer):
         weight_decay: float = 0.0,
         amsgrad: bool = False,
         *,
+        foreach: bool | None = None,
         maximize: bool = False,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         decoupled_weight_decay: bool = False,
         masks: Mapping[Any, Tensor] | None = None,
     ) -> None:
+        if differentiable:
+            raise InputError("MaskedAdam: differentiable must be False: no gradient flows through")
         defaults = {
             "lr": lr,
             "betas": betas,

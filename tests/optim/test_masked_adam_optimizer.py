@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import io
 import math
 from typing import Any
@@ -338,12 +339,25 @@ def test_learning_rate_as_a_tensor() -> None:
         ({"betas": (0.9, 1.5)}, r"betas\[1\] must be"),
         ({"eps": -1e-8}, "eps must be at least 0"),
         ({"weight_decay": -0.1}, "weight_decay must be at least 0, got -0.1"),
+        ({"differentiable": True}, "differentiable must be False"),
     ],
     ids=str,
 )
 def test_refuses_bad_options(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         MaskedAdam(network().parameters(), **options)
+
+
+def test_takes_the_arguments_of_torchs_adam() -> None:
+    torchs = set(inspect.signature(torch.optim.Adam).parameters)
+    assert torchs <= set(inspect.signature(MaskedAdam).parameters)
+    ours, theirs = network(), network()
+    one = MaskedAdam(ours.parameters(), lr=1e-2, foreach=False, fused=True, differentiable=False)
+    other = MaskedAdam(theirs.parameters(), lr=1e-2)
+    for net, optimizer in ((ours, one), (theirs, other)):
+        fixed_gradients(net, 0)
+        optimizer.step()
+    assert same_bits(ours, theirs)
 
 
 def test_refuses_sparse_gradients_and_16_bits_on_the_cpu() -> None:
