@@ -71,14 +71,17 @@ app.add_typer(data_app, name="data")
 @app.command()
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a comparison (holds report.json).")],
+    out: Annotated[
+        Path | None, typer.Option(help="The page; default: report.html, with .md and .csv beside.")
+    ] = None,
 ) -> None:
     """Write the HTML report of a comparison, and print its table.
 
-    Example:  gansparse report runs/demo
+    Example:  gansparse report runs/demo --out demo.html
     """
     from gansparse.report import fid_table, load_report, write_report
 
-    path = write_report(run)
+    path = write_report(run, out)
     wide_console().print(fid_table(load_report(run)))
     say(f"report  {path}")
 
@@ -127,7 +130,10 @@ def demo(
 def info(
     as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
 ) -> None:
-    """What is installed, what it was built for, what it finds, what each op can use."""
+    """What is installed, what it was built for, what it finds, what each op can use.
+
+    Example:  gansparse info --json
+    """
     from gansparse.info import collect, format_info
 
     say(json.dumps(collect(), indent=2) if as_json else format_info())

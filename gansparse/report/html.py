@@ -28,7 +28,7 @@ from gansparse.report.table import (
 )
 
 
-def write_report(run: str | Path) -> Path:
+def write_report(run: str | Path, out: str | Path | None = None) -> Path:
     """Write ``report.html``, ``report.md`` with the folder ``report``, and ``report.csv``.
 
     They stand beside ``report.json``. Each is written whole or not at all; an older one stays until
@@ -36,6 +36,7 @@ def write_report(run: str | Path) -> Path:
 
     Args:
         run: folder of a comparison.
+        out: the HTML page alone goes there instead; it needs none of the others.
 
     Returns:
         The path of the HTML page.
@@ -46,10 +47,12 @@ def write_report(run: str | Path) -> Path:
     """
     report = load_report(run)
     sections = Panels(report).sections()
-    _write(report.folder / "report.html", render(report, sections))
-    _write_markdown(report, sections, report.folder / "report.md")
-    _write(report.folder / "report.csv", to_csv(report))
-    return report.folder / "report.html"
+    page = report.folder / "report.html" if out is None else Path(out)
+    _write(page, render(report, sections))
+    if out is None:
+        _write_markdown(report, sections, report.folder / "report.md")
+        _write(report.folder / "report.csv", to_csv(report))
+    return page
 
 
 def write_markdown(run: str | Path, page: Path, only: Collection[str] = ()) -> Report:

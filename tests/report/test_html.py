@@ -68,6 +68,14 @@ def test_page_holds_everything(run):
     # 1 chart of scores, 1 of all techniques, 4 grids, 3 rows of residuals, 3 loss curves
     assert len(page.all("img")) == 1 + 1 + 4 + 3 + 3
     assert len(page.all("tr")) == 1 + 1 + 3
+    # For phones, which show cells without their columns' heads, and for paper.
+    assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in page.all(
+        "meta"
+    )
+    assert all(cell["data-label"] for cell in page.all("td"))
+    source = path.read_text(encoding="utf-8")
+    assert re.search(r"@media screen and \(max-width: \d+rem\) \{\s*table\.scores", source)
+    assert "@media print" in source
 
 
 def test_every_image_is_whole_and_described(run):
@@ -232,6 +240,14 @@ def test_tables_and_figures_stand_beside_the_page(run):
     assert [base64.b64decode(data) for data in embedded] == [file.read_bytes() for file in files]
     for heading in headings(source)[1:-1]:
         assert f"\n## {heading}\n" in text
+
+
+def test_the_page_alone_goes_where_one_likes(run, tmp_path):
+    before = sorted(run.rglob("*"))
+    page = write_report(run, tmp_path / "elsewhere" / "mine.html")
+    assert [page] == list((tmp_path / "elsewhere").iterdir())
+    assert sorted(run.rglob("*")) == before
+    assert Page(page.read_text(encoding="utf-8")).all("img")
 
 
 def test_a_page_needs_a_name_that_its_folder_can_not_have(run, tmp_path):
