@@ -84,7 +84,9 @@ def _sync(path: Path) -> None:
 
 
 def _output_error(path: Path, error: Exception) -> OutputError:
-    reason = getattr(error, "strerror", None) or str(error)
+    # Of a file within the folder the reason alone: its own name is a temporary one.
+    cause = (isinstance(error, OutputError) and error.__cause__) or error
+    reason = getattr(cause, "strerror", None) or str(cause)
     return OutputError(f"could not write {path}: {reason}; free space or choose another --out")
 
 
@@ -136,7 +138,7 @@ def load_tensors(path: str | Path) -> tuple[dict[str, torch.Tensor], dict[str, s
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"no weights file at {path}")
+        raise CheckpointError(f"no weights file at {path}: give a .safetensors, or a .pth")
     if path.suffix == ".safetensors":
         try:
             with safe_open(path, framework="pt") as file:
@@ -169,8 +171,13 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
     if isinstance(state, dict):
         state = next((state[key] for key in _BASICSR if isinstance(state.get(key), dict)), state)
     if not isinstance(state, dict) or not state:
-        raise CheckpointError(f"{path}: not a state_dict but a {type(state).__name__}")
+        raise CheckpointError(
+            f"{path}: not a state_dict but a {type(state).__name__}; save the module's state_dict()"
+        )
     strays = [key for key, value in state.items() if not isinstance(value, torch.Tensor)]
     if strays:
-        raise CheckpointError(f"{path}: not a state_dict: entry {strays[0]!r} is no tensor")
+        raise CheckpointError(
+            f"{path}: not a state_dict: entry {strays[0]!r} is no tensor; save the module's "
+            "state_dict() and nothing beside it"
+        )
     return state

@@ -68,11 +68,11 @@ PicturesOption = Annotated[
 ]
 SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")]
-ThreadsOption = Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")]
+ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torch chooses.")]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--num-workers", "--num-threads", "--workers", help="Processes that read pictures."
+        "--num-workers", "--num-threads", "--workers", min=0, help="Processes that read pictures."
     ),
 ]
 DamagedOption = Annotated[
@@ -228,9 +228,15 @@ def choose_device(name: str, threads: int) -> Any:
     try:
         device = torch.device(name)
     except RuntimeError:
-        raise InputError(f"--device must be cpu, cuda, cuda:N or auto, got {name!r}") from None
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda"):
+        raise InputError(f"--device must be cpu, cuda, cuda:N or auto, got {name!r}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"--device {name}: torch finds no CUDA device; use --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(
+            f"--device {name}: torch finds {torch.cuda.device_count()}, from cuda:0 on"
+        )
     return distributed.start(device)
 
 

@@ -51,6 +51,7 @@ def evaluate(
     mode: str | None = None,
     weights: str | Path | None = None,
     num_samples: int = 10_000,
+    seed: int = 0,
     device: str | torch.device = "cpu",
     watcher: Watcher | None = None,
     **options: Any,
@@ -66,6 +67,7 @@ def evaluate(
         mode: how inception's pictures are resized: pytorch-fid, clean or tf1.
         weights: the extractor's weights file, where it isn't at its usual place.
         num_samples: pictures to generate.
+        seed: of dcgan's latents; other tasks score pictures of their test set.
         device: where to compute.
         watcher: gets told the progress.
         **options: as `load_task`.
@@ -74,6 +76,8 @@ def evaluate(
         InputError: unreadable data, no such task, option or extractor.
         CheckpointError: unusable weights.
     """
+    if name == "dcgan":
+        options["evaluation_seed"] = seed
     task = load_task(name, data, generator=generator, scoring=True, **options)
     given = {"mode": mode, "weights": weights}
     chosen = {key: value for key, value in given.items() if value is not None}

@@ -85,13 +85,13 @@ def load_checkpoint(path: Path) -> tuple[int, dict[str, Any]]:
     Raises:
         CheckpointError: missing or damaged, with the remedy.
     """
-    document = read_json(path / "state.json")
-    tensors, _ = load_tensors(path / "state.safetensors")
     try:
+        document = read_json(path / "state.json")
+        tensors, _ = load_tensors(path / "state.safetensors")
         return int(document["step"]), unpack(document["state"], tensors)
-    except (KeyError, TypeError) as error:
+    except (CheckpointError, KeyError, TypeError) as error:
         raise CheckpointError(
-            f"{path}: damaged (no entry {error}); delete it to resume from the checkpoint before"
+            f"{path}: damaged; delete it to resume from the checkpoint before ({error})"
         ) from None
 
 

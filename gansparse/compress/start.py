@@ -14,7 +14,7 @@ from torch import nn
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.quantize import quantize
 from gansparse.compress.recipes import Recipe
-from gansparse.errors import InputError
+from gansparse.errors import GansparseError, InputError
 from gansparse.sparsity import (
     AGP,
     Effect,
@@ -62,6 +62,37 @@ def starting_discriminator(task: GANTask, recipe: Recipe) -> nn.Module | None:
     if not recipe.has_d:
         return None
     return task.fresh_discriminator() if "random" in recipe.d else copy.deepcopy(task.discriminator)
+
+
+def check_fit(task: GANTask, generator: nn.Module, d: nn.Module | None) -> None:
+    """Refuses networks that don't take the data or each other's pictures, before any step.
+
+    Raises:
+        InputError: which doesn't take what, and torch's word for it.
+    """
+    networks = [generator] if d is None else [generator, d]
+    batch = first_batch(generator, task)
+    fault = "the generator does not take its inputs"
+    try:
+        with torch.no_grad():
+            for network in networks:
+                network.eval()  # BatchNorms must not notice
+            fake = task.generate(generator, batch)
+            if d is not None:
+                fault = "the discriminator does not take the real pictures"
+                task.judge(d, task.real(batch), batch)
+                fault = "the discriminator does not take the generator's pictures"
+                task.judge(d, fake, batch)
+    except (GansparseError, torch.OutOfMemoryError):
+        raise
+    except (RuntimeError, ValueError) as error:
+        raise InputError(
+            f"task {task.name}: {fault}: {str(error).splitlines()[0]}; G and D must be a pair "
+            "that was trained together, on pictures of this size"
+        ) from error
+    finally:
+        for network in networks:
+            network.train()
 
 
 def d_update_rule(recipe: Recipe, config: TrainConfig) -> str:

@@ -30,6 +30,7 @@ from gansparse.compress.objectives import Made, Objective
 from gansparse.compress.quantize import plain
 from gansparse.compress.recipes import get_recipe
 from gansparse.compress.start import (
+    check_fit,
     critic_pruner,
     d_update_rule,
     make_pruner,
@@ -103,6 +104,7 @@ class Trainer:
         self.g_c = place(starting_generator(task, recipe, config), self.device)
         critic = starting_discriminator(task, recipe)
         self.d = None if critic is None else place(critic, self.device)
+        check_fit(task, self.g_c, self.d)
         self.g_c = distributed.synchronised_norms(self.g_c, self.device)
         self.d = self.d and distributed.synchronised_norms(self.d, self.device)
         quantize_networks(self.g_c, self.d, recipe, config)
@@ -150,6 +152,8 @@ class Trainer:
             OutputError: a checkpoint or the result could not be written.
         """
         config = self.config
+        if self.out is not None and distributed.rank() == 0:
+            self._write_history()  # no step is taken for a place that takes no files
         while self.step < config.steps:
             start = time.perf_counter()
             row = self.train_step(self.step)
@@ -293,6 +297,16 @@ class Trainer:
         with atomic_file(self.out / "history.jsonl") as temporary:
             temporary.write_text("".join(json.dumps(row) + "\n" for row in self.history))
 
+    def _read_history(self) -> list[dict[str, Any]]:
+        assert self.out is not None
+        path = self.out / "history.jsonl"
+        try:
+            return [json.loads(line) for line in path.read_text().splitlines()]
+        except (OSError, ValueError) as error:
+            raise CheckpointError(
+                f"{path}: not the whole history ({error}); put it back, or choose another --out"
+            ) from None
+
     def _resume(self) -> None:
         path = None if self.out is None else latest_checkpoint(self.out / "checkpoints")
         if path is None or self.out is None:
@@ -316,8 +330,7 @@ class Trainer:
         self.step, self.seconds = step, float(state["seconds"])
         if self.pruner is not None:
             self._sparsity = self.pruner.achieved_sparsity()
-        rows = (self.out / "history.jsonl").read_text().splitlines()
-        self.history = [row for row in map(json.loads, rows) if row["step"] < step]
+        self.history = [row for row in self._read_history() if row["step"] < step]
 
     def _finish(self) -> Result:
         generator = self.g_c if self.ema is None else self.ema

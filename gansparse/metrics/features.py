@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from gansparse.errors import CheckpointError, InputError
+from gansparse.errors import InputError
 from gansparse.files import load_tensors, sha256_prefix
 from gansparse.metrics.inception import InceptionV3, check_choice
 from gansparse.metrics.inception_weights import find_weights
@@ -143,11 +143,7 @@ def lenet_extractor(
     path = Path(weights) if weights is not None else shipped("lenet_mnist.safetensors")
     state, _ = load_tensors(path)
     net = LeNet()
-    try:
-        net.load_state_dict({key: value.float() for key, value in state.items()})
-    except RuntimeError as error:
-        line = str(error).replace("\n", " ")
-        raise CheckpointError(f"{path}: not the weights of a LeNet-5: {line}") from None
+    fill(net, state, path, "a LeNet-5")
     net = net.eval().requires_grad_(False).to(device)
     return Extractor(
         "lenet-mnist" if weights is None else f"lenet ({path.name})",

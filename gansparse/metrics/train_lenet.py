@@ -10,6 +10,7 @@ import torch.nn.functional as F
 
 from gansparse.data.digits import Digits, as_images, to_float
 from gansparse.data.sampling import generator_for
+from gansparse.errors import InputError
 from gansparse.metrics.features import for_lenet
 from gansparse.models.lenet import LeNet
 
@@ -41,7 +42,12 @@ def train_lenet(
 
     Returns:
         The network in eval mode.
+
+    Raises:
+        InputError: fewer digits than a step takes.
     """
+    if len(train) < batch_size:
+        raise InputError(f"{train.source}: a step takes {batch_size} digits, got {len(train)}")
     torch.manual_seed(seed)
     net = LeNet().train()
     images, labels = as_lenet_input(train), train.labels

@@ -97,7 +97,7 @@ def kernel_shape(state: State, key: str, path: str | Path, what: str) -> torch.S
 
 
 def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
-    """Loads exactly the network's own keys and shapes, all finite.
+    """Loads exactly the network's own keys and shapes, weights floating point, all finite.
 
     Only `num_batches_tracked` may be absent, as from files older than PyTorch 0.4.1: it counts
     from zero.
@@ -109,7 +109,8 @@ def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
         what: the network with its article, for the message.
 
     Raises:
-        CheckpointError: a key or shape is wrong, or a number is not finite; the key is named.
+        CheckpointError: a key, shape or dtype is wrong, or a number is not finite; the key is
+            named.
     """
     own = net.state_dict()
     absent = set(own) - set(state)
@@ -124,6 +125,11 @@ def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
         if state[key].shape != value.shape:
             raise CheckpointError(
                 f"{path}: {key} must have shape {list(value.shape)}, got {list(state[key].shape)}"
+            )
+        if value.is_floating_point() and not state[key].is_floating_point():
+            raise CheckpointError(
+                f"{path}: {key} must be floating point, got {state[key].dtype}; save the network "
+                "as it was trained"
             )
         if not bool(torch.isfinite(state[key].float()).all()):
             raise CheckpointError(f"{path}: {key} holds NaN or infinity; use an older checkpoint")

@@ -50,7 +50,19 @@ def r1_penalty(discriminator: nn.Module, real: torch.Tensor) -> torch.Tensor:
 
 
 def _as_float(images: torch.Tensor) -> torch.Tensor:
-    return to_float(images) if images.dtype == torch.uint8 else images
+    return to_float(images) if images.dtype == torch.uint8 else images.float()
+
+
+def _check_images(images: torch.Tensor) -> None:
+    fits = images.dtype == torch.uint8 or images.is_floating_point()
+    if images.ndim != 4 or not fits:
+        raise InputError(
+            "images must be [M, C, H, W], uint8 or float in the generator's range, got "
+            f"{str(images.dtype).removeprefix('torch.')} {list(images.shape)}"
+        )
+    for index, picture in enumerate(images if images.is_floating_point() else ()):
+        if not bool(picture.isfinite().all()):
+            raise InputError(f"images: picture {index} has NaN or infinite pixels; leave it out")
 
 
 def latent_task(
@@ -66,6 +78,7 @@ def latent_task(
     discriminator_loss: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None,
     num_workers: int = 0,
     on_damaged: str = "raise",
+    evaluation_seed: int = 0,
     **options: Any,
 ) -> GANTask:
     """Any GAN that makes pictures from noise: a pair of modules, pictures, two loss functions.
@@ -83,11 +96,16 @@ def latent_task(
         discriminator_loss: logits of real, of fake -> loss of each sample [N]; default: BCE.
         num_workers: processes that read pictures which are not in memory.
         on_damaged: as `Batches`.
+        evaluation_seed: of the latents that generators are scored with, whatever ``seed`` is.
         **options: further fields of `GANTask` (``lr``, ``betas``, ``new_generator``, ...).
+
+    Raises:
+        InputError: images of another shape or dtype, or with NaN; a batch size that doesn't fit.
     """
     batches: ShuffledBatches | Batches
     pictures: torch.Tensor | Callable[[], Iterator[torch.Tensor]]
     if isinstance(images, torch.Tensor):
+        _check_images(images)
         batches, pictures = ShuffledBatches(images, batch_size, seed), images
     else:
         reading: dict[str, Any] = {"num_workers": num_workers, "on_damaged": on_damaged}
@@ -105,7 +123,17 @@ def latent_task(
         }
 
     def evaluation(index: int) -> Batch:
-        return {"z": latents(0, index, 100, latent_shape, stream="evaluation")}
+        return {"z": latents(evaluation_seed, index, 100, latent_shape, stream="evaluation")}
+
+    def judge(module: nn.Module, pictures: torch.Tensor, batch: Batch) -> torch.Tensor:
+        judged: torch.Tensor = module(pictures).flatten().float()
+        if judged.shape[0] != pictures.shape[0]:
+            raise InputError(
+                f"task {name}: the discriminator must give one logit a picture, got "
+                f"{judged.shape[0]} of pictures {list(pictures.shape)}; give it pictures of the "
+                "size it was trained on, or average its patches"
+            )
+        return judged
 
     def own_generator_terms(judged: torch.Tensor, fake: torch.Tensor, batch: Batch) -> Terms:
         assert generator_loss is not None
@@ -125,7 +153,7 @@ def latent_task(
         generate=lambda module, batch: module(batch["z"]),
         generator_terms=own_generator_terms if generator_loss else generator_terms,
         discriminator_terms=own_discriminator_terms if discriminator_loss else discriminator_terms,
-        judge=lambda module, pictures, batch: module(pictures).flatten().float(),
+        judge=judge,
         steps_per_epoch=len(batches),
         **options,
     )

@@ -4,9 +4,13 @@
 import json
 import os
 import re
+import resource
 import shlex
+import shutil
+import signal
 import subprocess
 import sys
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +96,7 @@ def test_help(command):
         app, [*command.split(), "--help"]
     )
     assert shown.exit_code == 0
-    if command not in ("", "train", "data", "info"):
+    if command not in ("", "train", "data"):
         assert f"gansparse {command}" in shown.stdout, "an example shows how to call it"
 
 
@@ -160,6 +164,16 @@ def test_compress_eval_and_resume(gansparse, workplace, tmp_path):
     assert score["fid"] > 0
     assert sum(score["classes"]) == pytest.approx(1.0)
 
+    def fid(seed):
+        done = gansparse(
+            *("eval", "dcgan", *pair(workplace)[:4], "--num-samples", 30, "--device", "cpu"),
+            *("--seed", seed, "--out", tmp_path / "score.json"),
+        )
+        assert done.returncode == 0, done.stderr
+        return json.loads((tmp_path / "score.json").read_text())["fid"]
+
+    assert fid(1) == fid(1) != fid(0)
+
 
 def test_train_dcgan_then_compress_what_it_wrote(gansparse, workplace, tmp_path):
     out = tmp_path / "trained"
@@ -224,6 +238,7 @@ def refused(done, *words):
         (("--set", "d_update=never"), ("d_update must be one of", "'never'")),
         (("--set", "ema"), ("a setting is NAME=VALUE",)),
         (("--device", "quantum"), ("--device must be cpu",)),
+        (("--device", "meta"), ("--device must be cpu",)),
         (("--scope", "galaxy"), ("galaxy",)),
         (("--batch-size", 100), ("batch size must be 1..40",)),
     ],
@@ -239,22 +254,104 @@ def test_bad_files(gansparse, workplace, tmp_path):
     where = command.index("--generator") + 1
     truncated = tmp_path / "cut.safetensors"
     truncated.write_bytes((workplace / "g.safetensors").read_bytes()[:2000])
+    good, _ = load_tensors(workplace / "g.safetensors")
+    save_tensors(tmp_path / "ints.safetensors", {k: v.to(torch.int32) for k, v in good.items()})
+    save_tensors(tmp_path / "shape.safetensors", good | {"main.1.weight": torch.ones(5)})
+    nan = good["main.0.weight"].clone().fill_(torch.nan)
+    save_tensors(tmp_path / "nan.safetensors", good | {"main.0.weight": nan})
+    torch.save([torch.ones(1)], tmp_path / "list.pth")
     torch.save({"epoch": 3}, tmp_path / "no_state.pth")
     torch.save({"layer.weight": torch.ones(1)}, tmp_path / "other.pth")
     cases = {
-        tmp_path / "absent.pth": ("no weights file at", "absent.pth"),
+        tmp_path / "absent.pth": ("no weights file at", "absent.pth", "give a .safetensors"),
         truncated: ("cut.safetensors", "copy it again"),
-        tmp_path / "no_state.pth": ("not a state_dict", "no_state.pth"),
+        tmp_path / "list.pth": ("not a state_dict but a list", "save the module's state_dict()"),
+        tmp_path / "no_state.pth": ("not a state_dict", "no_state.pth", "save the module's"),
         tmp_path / "other.pth": ("not a DCGAN generator", "layer.weight"),
+        tmp_path / "ints.safetensors": ("main.0.weight must be floating point, got torch.int32",),
+        tmp_path / "shape.safetensors": ("main.1.weight must have shape [16], got [5]",),
+        tmp_path / "nan.safetensors": ("main.0.weight holds NaN", "use an older checkpoint"),
         workplace / "d.safetensors": ("not the weights of a DCGAN generator", "d.safetensors"),
     }
     for path, words in cases.items():
         command[where] = path
         refused(gansparse(*command), *words)
-    command[where] = workplace / "g.safetensors"
-    command[command.index("--data") + 1] = tmp_path / "nowhere"
-    refused(gansparse(*command), "no digits at", "nowhere")
     assert not out.exists()
+
+
+def test_bad_pictures(gansparse, workplace, tmp_path):
+    out = tmp_path / "out"
+    command = list(small(workplace, out))
+    with np.load(workplace / "mnist.npz") as archive:
+        digits, labels = archive["x_train"], archive["y_train"]
+    nan = digits / np.float32(255)
+    nan[3, 4, 5] = np.nan
+    cases = {
+        "nan.npz": (nan, ("images hold NaN or infinite pixels", "mend the file")),
+        "float.npz": (digits / 255, ("images must be uint8 0..255, got float64",)),
+        "small.npz": (digits[:, 8:], ("images must have shape [N, 28, 28], got [40, 20, 28]",)),
+    }
+    for name, (images, words) in cases.items():
+        np.savez(tmp_path / name, x_train=images, y_train=labels)
+        command[command.index("--data") + 1] = tmp_path / name
+        refused(gansparse(*command), name, *words)
+    command[command.index("--data") + 1] = tmp_path / "nowhere"
+    refused(gansparse(*command), "no digits at", "nowhere", "give an .npz")
+    assert not out.exists()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"image_size": 64}, "does not take the real pictures: "),
+        ({"nc": 3}, "to have 3 channels, but got 1"),
+        ({"image_size": 16}, "must give one logit a picture, got 100 of pictures [4, 1, 32, 32]"),
+    ],
+)
+def test_networks_that_are_no_pair(gansparse, workplace, tmp_path, options, words):
+    other = DCGANDiscriminator(**{"ndf": 4, "image_size": 32, **options})
+    save_tensors(tmp_path / "d.safetensors", other.state_dict())
+    command = list(small(workplace, tmp_path / "out"))
+    command[command.index("--discriminator") + 1] = tmp_path / "d.safetensors"
+    refused(gansparse(*command), "task dcgan: the discriminator", words, "trained")
+    assert not (tmp_path / "out").exists()
+
+
+@contextmanager
+def room_for(bytes_):
+    """A limit of this process's files stands for a disk that is nearly full."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (bytes_, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+
+
+def test_a_full_disk(gansparse, workplace, tmp_path):
+    """The run stops in one line, leaves nothing half-written, and goes on when there is room."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    assert gansparse(*small(workplace, whole, "--save-every", 2)).returncode == 0
+    with room_for(20_000):  # a checkpoint takes more
+        done = gansparse(*small(workplace, out, "--save-every", 2))
+    refused(done, "could not write", "step-000002: ", "free space or choose another --out")
+    assert done.stderr.count("could not write") == 1
+    assert sorted(p.name for p in out.rglob("*")) == ["checkpoints", "history.jsonl"]
+
+    shutil.rmtree(out)
+    shutil.copytree(whole, out)
+    shutil.rmtree(out / "checkpoints" / "step-000004")
+    kept = {path: path.read_bytes() for path in out.rglob("*.safetensors")}
+    with room_for(20_000):
+        done = gansparse(*small(workplace, out, "--save-every", 2, "--resume"))
+    refused(done, "could not write", "step-000004: ")
+    assert {path: path.read_bytes() for path in out.rglob("*.safetensors")} == kept
+    assert gansparse(*small(workplace, out, "--save-every", 2, "--resume")).returncode == 0
+    for name in ("generator", "discriminator"):
+        ours, theirs = (load_tensors(at / f"{name}.safetensors")[0] for at in (out, whole))
+        assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
 
 
 def test_one_network_without_the_other(gansparse, workplace, tmp_path):
@@ -265,7 +362,9 @@ def test_one_network_without_the_other(gansparse, workplace, tmp_path):
 
 def test_an_unwritable_place(gansparse, workplace, tmp_path):
     (tmp_path / "file").write_text("")
-    refused(gansparse(*small(workplace, tmp_path / "file" / "run")), "could not write")
+    done = gansparse(*small(workplace, tmp_path / "file" / "run"))
+    refused(done, "could not write")
+    assert "4/4" not in done.stderr, "told before hours of training, not after"
 
 
 def test_a_truncated_checkpoint(gansparse, workplace, tmp_path):
@@ -273,7 +372,14 @@ def test_a_truncated_checkpoint(gansparse, workplace, tmp_path):
     assert gansparse(*small(workplace, out, "--save-every", 2)).returncode == 0
     newest = sorted((out / "checkpoints").iterdir())[-1] / "state.safetensors"
     newest.write_bytes(newest.read_bytes()[:-100])
-    refused(gansparse(*small(workplace, out, "--save-every", 2, "--resume")), "state.safetensors")
+    again = small(workplace, out, "--save-every", 2, "--resume")
+    refused(gansparse(*again), "state.safetensors", "step-000004: damaged; delete it to resume")
+    shutil.rmtree(newest.parent)
+    assert gansparse(*again).returncode == 0
+    (out / "history.jsonl").write_text('{"step": ')
+    refused(gansparse(*again), "history.jsonl", "put it back")
+    (out / "history.jsonl").unlink()
+    refused(gansparse(*again), "history.jsonl", "No such file")
 
 
 def test_report_without_a_comparison(tmp_path):

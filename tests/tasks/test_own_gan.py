@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A user's own GAN: two modules that are not ours and a loss or two, through the Python API."""
 
+import copy
 import os
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 from gansparse.compress import compress
+from gansparse.compress.start import check_fit
 from gansparse.data import load_digits, to_float
 from gansparse.errors import InputError
 from gansparse.files import load_tensors
@@ -164,3 +166,52 @@ def test_pictures_as_bytes_and_as_floats_are_the_same_to_the_task():
     nets = {"generator": generator, "discriminator": discriminator, "latent_shape": (6,)}
     tasks = [latent_task(images=x, batch_size=4, **nets) for x in (images, to_float(images))]
     torch.testing.assert_close(tasks[0].batch(1)["real"], tasks[1].batch(1)["real"])
+
+
+def own_task(**changes):
+    generator, discriminator = own_pair()
+    settings = {"images": torch.zeros(8, 3, 8, 8), "latent_shape": (6,), "batch_size": 4}
+    settings |= {"generator": generator, "discriminator": discriminator}
+    return latent_task(**settings | changes)
+
+
+@pytest.mark.parametrize(
+    ("images", "message"),
+    [
+        (torch.zeros(8, 8, 8), r"\[M, C, H, W\], uint8 or float .*, got float32 \[8, 8, 8\]"),
+        (torch.zeros(8, 3, 8, 8, dtype=torch.int64), "got int64"),
+        (torch.zeros(8, 3, 8, 8).index_fill(0, torch.tensor(5), torch.nan), "picture 5 has NaN"),
+    ],
+)
+def test_pictures_that_are_none_are_refused(images, message):
+    with pytest.raises(InputError, match=message):
+        own_task(images=images)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"latent_shape": (5,)}, "the generator does not take its inputs: mat1 and mat2"),
+        ({"images": torch.zeros(8, 3, 12, 12)}, "does not take the real pictures: mat1 and mat2"),
+        ({"images": torch.zeros(8, 1, 8, 8)}, "does not take the real pictures: .* 3 channels"),
+        (
+            {"discriminator": nn.Conv2d(3, 1, 3)},
+            r"one logit a picture, got 144 of .*\[4, 3, 8, 8\]",
+        ),
+    ],
+)
+def test_networks_that_do_not_fit_are_named_before_any_step(changes, message):
+    steps = []
+    with pytest.raises(InputError, match=message) as error:
+        compress(own_task(**changes), steps=2, include=("1",), on_step=steps.append)
+    assert "\n" not in str(error.value)
+    assert not steps
+
+
+def test_looking_whether_networks_fit_changes_nothing():
+    """Not a bit of their state, and not their mode."""
+    generator = nn.Sequential(own_pair()[0], nn.BatchNorm2d(3))
+    before = copy.deepcopy(generator.state_dict())
+    check_fit(own_task(generator=generator), generator.train(), None)
+    assert generator.training
+    assert all(torch.equal(value, before[key]) for key, value in generator.state_dict().items())
