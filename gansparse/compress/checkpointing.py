@@ -57,7 +57,7 @@ def unpack(tree: Any, tensors: dict[str, torch.Tensor]) -> Any:
 
 
 def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
-    """Writes the state of a step and removes all but the newest two.
+    """Writes the state of a step and removes all but the newest two, and what was half-written.
 
     Raises:
         OutputError: it could not be written; the checkpoints before it are untouched.
@@ -65,6 +65,8 @@ def save_checkpoint(folder: Path, step: int, state: dict[str, Any]) -> Path:
     target = folder / f"step-{step:06d}"
     tensors: dict[str, torch.Tensor] = {}
     skeleton = pack(state, tensors)
+    for left in folder.glob(".step-*"):  # by a run that was killed while it wrote
+        shutil.rmtree(left, ignore_errors=True)
     with atomic_folder(target) as temporary:
         save_tensors(temporary / "state.safetensors", tensors)
         write_json(temporary / "state.json", {"step": step, "state": skeleton})
