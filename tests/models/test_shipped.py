@@ -30,8 +30,8 @@ def test_the_shipped_pair_is_a_good_gan():
         shares = get_extractor("lenet-mnist").classify(pictures).softmax(1)
         says_real, says_fake = discriminator(real), discriminator(pictures[:200])
     assert float((says_real[:, None] > says_fake).float().mean()) > 0.8, "D is near chance"
-    # Measured: 0.945 with our LeNet, which gives real test digits 0.993 (docs/results.md).
-    assert float(shares.max(1).values.mean()) >= 0.94
+    # Measured: 0.959 with our LeNet, which gives real test digits 0.993 (docs/results.md).
+    assert float(shares.max(1).values.mean()) >= 0.95
     counts = shares.argmax(1).bincount(minlength=10)
     assert int(counts.min()) >= 60, counts.tolist()
 
