@@ -8,11 +8,12 @@ and build isolation.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import tarfile
 import zipfile
-from importlib.metadata import version
+from importlib.metadata import requires, version
 from pathlib import Path
 
 import pytest
@@ -115,6 +116,14 @@ def test_the_installed_wheel_works(installed: Path) -> None:
     done = run(sys.executable, "-S", "-c", code, cwd=installed, PYTHONPATH=path)
     assert done.stdout.startswith("[0.5, 0.5, 0.5]")
     assert "not built" in done.stdout
+
+
+def test_torch_is_needed_to_run_and_not_to_build() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    needed = re.search(r"^\[build-system\]\nrequires = \[(.+)\]$", text, re.M)
+    assert needed
+    assert re.findall(r'"([\w-]+)', needed[1]) == ["scikit-build-core", "pybind11"]
+    assert "torch>=2.6" in (requires("gansparse") or [])
 
 
 def test_one_version() -> None:

@@ -40,6 +40,13 @@ def test_clang_format():
     assert not run(str(BIN / "clang-format"), "--dry-run", "--Werror", *sources)
 
 
+def test_the_pre_commit_hooks_are_these_checks():
+    config = ROOT / ".pre-commit-config.yaml"
+    assert not run(str(BIN / "pre-commit"), "validate-config", str(config))
+    hooks = re.findall(r"entry: \.venv/bin/(.+?)(?: -|$)", config.read_text(), re.M)
+    assert hooks == ["ruff check", "ruff format", "mypy", "clang-format"]
+
+
 @pytest.mark.parametrize("suffix", [".py", ".h", ".cpp", ".cu", ".cuh"])
 def test_no_file_is_longer_than_500_lines(suffix):
     long = {p.name: n for p in files(suffix) if (n := len(p.read_text().splitlines())) > 500}
