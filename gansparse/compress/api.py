@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from gansparse.errors import InputError
 from gansparse.metrics.evaluation import Score, real_moments, score_generator
 from gansparse.metrics.features import get_extractor
 from gansparse.tasks import GANTask
+from gansparse.tasks.loading import Files
 from gansparse.tasks.loading import load_task as load_task
 
 SHARE_OF_TRAINING = 0.1  # Yu & Pool 2020, section 4: 1 % to 10 % of the original training
@@ -46,7 +47,7 @@ def evaluate(
     name: str,
     data: str | Path,
     *,
-    generator: str | Path | Sequence[str | Path] | None = None,
+    generator: Files = None,
     extractor: str | None = None,
     mode: str | None = None,
     weights: str | Path | None = None,
@@ -123,8 +124,8 @@ def compress(
     out: str | Path | None = None,
     device: str | torch.device = "cpu",
     resume: bool = False,
-    generator: str | Path | None = None,
-    discriminator: str | Path | None = None,
+    generator: Files = None,
+    discriminator: Files = None,
     reading: Reading | None = None,
     on_step: Callable[[dict[str, Any]], None] | None = None,
     **options: Any,
@@ -132,7 +133,8 @@ def compress(
     """Compresses a trained generator under the supervision of its own discriminator.
 
     Args:
-        task: a `GANTask`, or the name of one that comes with the package.
+        task: a `GANTask`, or the name of one that comes with the package; `load_task` makes those
+            with any option of theirs, sizes and batches say.
         data: with a name: where its pictures are.
         sparsity: share of zeros in the pruned weights.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
@@ -142,8 +144,8 @@ def compress(
         out: folder for checkpoints and the result; default: nothing is written.
         device: where to compute.
         resume: continue from the newest checkpoint in ``out``.
-        generator: with a name: weights of G_O, default the shipped ones.
-        discriminator: with a name: weights of D_O.
+        generator: with a name: weights of G_O, as `load_task`; default for dcgan: the shipped ones.
+        discriminator: with a name: weights of D_O, likewise.
         reading: the paper's open points; default: the reading that measured best.
         on_step: gets each step's row.
         **options: further fields of `TrainConfig`.

@@ -2,6 +2,7 @@
 import copy
 import json
 
+import numpy as np
 import pytest
 import torch
 from tiny import tiny_images, tiny_task
@@ -9,6 +10,9 @@ from tiny import tiny_images, tiny_task
 from gansparse.compress import RECIPES, Reading, TrainConfig, Trainer, compress
 from gansparse.compress.config import D_UPDATES
 from gansparse.errors import CheckpointError, InputError, TrainingError
+from gansparse.files import save_tensors
+from gansparse.models import DCGANDiscriminator, DCGANGenerator
+from gansparse.sparsity import sparsity_report
 from gansparse.tasks import dcgan_task
 
 
@@ -75,6 +79,32 @@ def test_the_supervisors_learning_rate(task):
     assert d_lr("b", reading=Reading(d_lr_factor=2.0)) == 2e-3
     assert d_lr("d", reading=Reading(d_lr_factor=2.0)) == 1e-3
     assert d_lr("b", d_lr=7e-4) == 7e-4
+
+
+@pytest.mark.parametrize(
+    ("decay", "wanted"),
+    [
+        ("none", [1, 1, 1, 1]),
+        ("linear", [1, 0.75, 0.5, 0.25]),
+        ("half", [1, 1, 1, 0.5]),
+        ("cosine", [1, 0.853553, 0.5, 0.146447]),
+    ],
+)
+def test_the_learning_rate_decays_as_named(task, decay, wanted):
+    trainer = Trainer(task, config("b", steps=4, lr=1e-3, lr_decay=decay))
+    rates = []
+    trainer.run(
+        lambda row: rates.append([o.param_groups[0]["lr"] for o in (trainer.opt_g, trainer.opt_d)])
+    )
+    assert rates == [pytest.approx([1e-3 * factor] * 2, rel=1e-5) for factor in wanted]
+
+
+def test_bf16_trains_and_leaves_float32(task):
+    rows = [Trainer(task, config("b", precision=p)).run() for p in ("fp32", "bf16")]
+    losses = [[row["loss"] for row in result.history] for result in rows]
+    assert losses[0] != losses[1]
+    assert losses[1] == pytest.approx(losses[0], rel=0.2)
+    assert all(p.dtype == torch.float32 for p in rows[1].generator.parameters())
 
 
 @pytest.mark.parametrize(("key", "learns"), [("h", True), ("i", False), ("l", False)])
@@ -238,6 +268,18 @@ def test_compress_takes_a_task_or_a_name_with_data(task):
         compress("dcgan")
     with pytest.raises(InputError, match="no task 'biggan'"):
         compress("biggan", "somewhere")
+
+
+def test_compress_a_task_by_name_from_files(tmp_path):
+    digits, labels = np.zeros((70, 28, 28), np.uint8), np.zeros(70, np.int64)
+    np.savez(tmp_path / "mnist.npz", x_train=digits, y_train=labels)
+    nets = {"g": DCGANGenerator(4, 4, 1, 16), "d": DCGANDiscriminator(4, 1, 16)}
+    for name, net in nets.items():
+        save_tensors(tmp_path / f"{name}.safetensors", net.state_dict())
+    files = {"generator": tmp_path / "g.safetensors", "discriminator": tmp_path / "d.safetensors"}
+    result = compress("dcgan", tmp_path, sparsity=0.9, granularity="kernel", steps=2, **files)
+    assert sparsity_report(result.generator).sparsity == pytest.approx(0.9, abs=0.02)
+    assert result.generator.state_dict().keys() == nets["g"].state_dict().keys()
 
 
 @pytest.mark.parametrize("key", ["b", "l", "m", "n"])
