@@ -86,9 +86,10 @@ def check_fit(task: GANTask, generator: nn.Module, d: nn.Module | None) -> None:
     except (GansparseError, torch.OutOfMemoryError):
         raise
     except (RuntimeError, ValueError) as error:
+        line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
-            f"task {task.name}: {fault}: {str(error).splitlines()[0]}; G and D must be a pair "
-            "that was trained together, on pictures of this size"
+            f"task {task.name}: {fault}: {line}; G and D must be a pair that was trained together, "
+            "on pictures of this size"
         ) from error
     finally:
         for network in networks:

@@ -303,8 +303,9 @@ class Trainer:
         try:
             return [json.loads(line) for line in path.read_text().splitlines()]
         except (OSError, ValueError) as error:
+            reason = getattr(error, "strerror", None) or error
             raise CheckpointError(
-                f"{path}: not the whole history ({error}); put it back, or choose another --out"
+                f"{path}: not the whole history ({reason}); put it back, or choose another --out"
             ) from None
 
     def _resume(self) -> None:

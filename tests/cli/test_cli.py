@@ -19,7 +19,9 @@ import torch
 import typer
 
 from gansparse.cli import app
+from gansparse.cli.options import choose_device
 from gansparse.data.synthetic import KINDS
+from gansparse.errors import InputError
 from gansparse.files import load_tensors, save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
 
@@ -246,6 +248,13 @@ def refused(done, *words):
 def test_bad_settings(gansparse, workplace, tmp_path, more, words):
     refused(gansparse(*small(workplace, tmp_path / "out", *more)), *words)
     assert not (tmp_path / "out").exists(), "nothing is written before the settings are known good"
+
+
+def test_a_cuda_device_that_is_not_there(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    with pytest.raises(InputError, match="--device cuda:2: torch finds 2, from cuda:0 on"):
+        choose_device("cuda:2", 0)
 
 
 def test_bad_files(gansparse, workplace, tmp_path):

@@ -202,8 +202,9 @@ def test_only_d_sees_older_fakes():
             shown[images["fake_b"].requires_grad].append(images["fake_b"].detach())
         return judge(discriminator, images, batch)
 
+    trainer = Trainer(task, config("a", steps=6))
     task.generate, task.judge = recording_generate, recording_judge
-    Trainer(task, config("a", steps=6)).run()
+    trainer.run()
     fresh = [fake["fake_b"].detach() for fake in made]
     assert all(torch.equal(x, y) for x, y in zip(shown[True], fresh, strict=True))
     old = [not torch.equal(x, y) for x, y in zip(shown[False], fresh, strict=True)]

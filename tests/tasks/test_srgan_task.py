@@ -323,6 +323,7 @@ def test_d_sees_what_the_new_g_makes(fresh: bool) -> None:
         return judge(module, images, batch)
 
     trainer = Trainer(replace(task, judge=spy), config("a", steps=1, recalibration=0))
+    seen.clear()  # of what looks whether the networks fit
     batch = task.batch(0)
     with torch.no_grad():
         old = copy.deepcopy(trainer.g_c)(batch["lr"])
