@@ -28,6 +28,7 @@ from gansparse.cli.options import (
     ThreadsOption,
     choose_device,
     say,
+    stoppable,
     wide_console,
 )
 from gansparse.cli.train import train_app
@@ -35,10 +36,14 @@ from gansparse.errors import GansparseError
 
 
 class _Group(TyperGroup):
-    """Takes options with underscores, as the originals write them, for those with dashes."""
+    """Takes options with underscores, as the originals write them, and says when it was stopped."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         return super().parse_args(ctx, [_dashed(word) for word in args])
+
+    def invoke(self, ctx: Any) -> Any:
+        with stoppable():
+            return super().invoke(ctx)
 
 
 def _dashed(word: str) -> str:
@@ -106,7 +111,7 @@ def demo(
     from gansparse.report import fid_table, load_report, write_report
 
     where = choose_device(device, threads)
-    with ProgressBars() as bars:
+    with stoppable("the same command goes on where it was"), ProgressBars() as bars:
         run_demo(
             data,
             out,
@@ -154,7 +159,4 @@ def main() -> NoReturn:
     except GansparseError as error:
         typer.echo(f"gansparse: error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("gansparse: stopped; --resume goes on from the newest checkpoint", err=True)
-        sys.exit(130)
     sys.exit(0)

@@ -41,7 +41,11 @@ def bench(
     ] = None,
     pattern: Annotated[
         list[str] | None,
-        typer.Option(help="element (default), vector or filter; once for each."),
+        typer.Option(
+            "--pattern",
+            "--granularity",
+            help="element (default), vector or filter; once for each.",
+        ),
     ] = None,
     peer: Annotated[
         list[str] | None,

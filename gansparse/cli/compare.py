@@ -7,8 +7,7 @@ import functools
 import inspect
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -25,7 +24,9 @@ from gansparse.cli.options import (
     DryRunOption,
     ExtractorOption,
     ExtractorWeightsOption,
+    GanModeOption,
     GeneratorOption,
+    IdentityOption,
     ImageSizeOption,
     LoadSizeOption,
     ModeOption,
@@ -40,6 +41,7 @@ from gansparse.cli.options import (
     WorkersOption,
     choose_device,
     pictures,
+    stoppable,
     term_weights,
     wide_console,
 )
@@ -103,6 +105,8 @@ def compare(
     vgg: VGGOption = None,
     test_sets: TestSetOption = None,
     weight: WeightsOption = None,
+    gan_mode: GanModeOption = None,
+    identity: IdentityOption = None,
     batch_size: Annotated[
         int | None,
         typer.Option(min=1, help="Default: the original's."),
@@ -166,13 +170,15 @@ def compare(
         vgg=vgg,
         test_sets=test_sets,
         weights=term_weights(weight),
+        gan_mode=gan_mode,
+        identity=identity,
         batch_size=batch_size,
         num_workers=num_workers,
         on_damaged=on_damaged,
     )
     second = source(generator=yardstick, scoring=True, seed=0).generator if yardstick else None
     source = functools.partial(source, generator=generator, discriminator=discriminator)
-    with _stoppable(), ProgressBars() as bars:
+    with stoppable("the same command goes on where it was"), ProgressBars() as bars:
         comparison = Comparison(
             source,
             _make_extractor(extractor or default_extractor(task.value), mode, extractor_weights),
@@ -355,16 +361,6 @@ def finish(out: Path) -> int:
     typer.echo(f"report  {path.resolve()}")
     typer.echo(f"tables  {path.with_suffix('.csv').resolve()}, {path.with_suffix('.md').name}")
     return 2 if report.failures else 0
-
-
-@contextmanager
-def _stoppable() -> Iterator[None]:
-    """Says on Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("gansparse: stopped; the same command goes on where it was", err=True)
-        raise typer.Exit(130) from None
 
 
 def _make_extractor(name: str, mode: str | None, weights: Path | None) -> MakeExtractor:

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 from rich.table import Table
 
 from gansparse.cli.options import (
@@ -21,7 +20,9 @@ from gansparse.cli.options import (
     DryRunOption,
     ExtractorOption,
     ExtractorWeightsOption,
+    GanModeOption,
     GeneratorOption,
+    IdentityOption,
     ImageSizeOption,
     LoadSizeOption,
     ModeOption,
@@ -43,7 +44,9 @@ from gansparse.cli.options import (
     pictures,
     run_with_bar,
     say,
+    say_next,
     term_weights,
+    wide_console,
 )
 
 
@@ -82,6 +85,8 @@ def compress(
     vgg: VGGOption = None,
     test_sets: TestSetOption = None,
     weight: WeightsOption = None,
+    gan_mode: GanModeOption = None,
+    identity: IdentityOption = None,
     precision: Precision = Precision.fp32,
     batch_size: Annotated[
         int | None,
@@ -137,30 +142,30 @@ def compress(
         ).with_settings(settings or ())
 
     configured(1 if steps is None else steps)  # refused before anything is loaded
-    gan = load_task(
-        task.value,
-        pictures(task, data),
-        generator=generator,
-        discriminator=discriminator,
-        seed=seed,
-        direction=direction,
-        load_size=load_size,
-        crop_size=crop_size,
-        image_size=image_size,
-        attributes=attributes,
-        scale=scale,
-        vgg=vgg,
-        test_sets=test_sets,
-        weights=term_weights(weight),
-        batch_size=batch_size,
-        num_workers=num_workers,
-        on_damaged=on_damaged,
-    )
+    options: dict[str, Any] = {
+        "direction": direction,
+        "load_size": load_size,
+        "crop_size": crop_size,
+        "image_size": image_size,
+        "attributes": attributes,
+        "scale": scale,
+        "vgg": vgg,
+        "test_sets": test_sets,
+        "weights": term_weights(weight),
+        "gan_mode": gan_mode,
+        "identity": identity,
+        "batch_size": batch_size,
+        "num_workers": num_workers,
+        "on_damaged": on_damaged,
+    }
+    place = pictures(task, data)
+    networks: dict[str, Any] = {"generator": generator, "discriminator": discriminator}
+    gan = load_task(task.value, place, seed=seed, **networks, **options)
     train = configured(default_steps(gan) if steps is None else steps)
     if dry_run:
         from gansparse.compress.plan import plan
 
-        Console().print(plan(gan, train, where).table())
+        wide_console().print(plan(gan, train, where).table())
         return
     trainer = Trainer(gan, train, out=out, device=where, resume=resume)
     result = run_with_bar(trainer, f"recipe {recipe}, {sparsity:.0%} {granularity}", tensorboard)
@@ -168,8 +173,7 @@ def compress(
     for note in result.notes:
         say(f"note: {note}")
     say(f"compressed generator  {', '.join(map(str, result.files))}")
-    files = " ".join(f"--generator {file}" for file in result.files)
-    say(f"next: gansparse eval {task.value} --data {pictures(task, data)} {files}")
+    say_next("eval", task.value, place, options, {"--generator": result.files})
 
 
 def evaluate(
@@ -227,7 +231,7 @@ def evaluate(
             on_damaged=on_damaged,
         )
     title = ", ".join(map(str, generator or ())) or "the shipped generator"
-    Console().print(_score_table(title, found))
+    wide_console().print(_score_table(title, found))
     if out is not None:
         write_json(out, found.to_dict())
 

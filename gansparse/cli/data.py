@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from gansparse.cli.options import wide_console
 from gansparse.errors import InputError
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def check(
         threads = min(8, len(os.sched_getaffinity(0)))
         watch = _watch(bars, f"looking at {path.name}")
         fits = check_folder(path, decode=decode, threads=threads, on_file=watch)
-    Console().print(_table(path, fits))
+    wide_console().print(_table(path, fits))
     odd = {line: None for fit in fits if not fit.problem for line in fit.odd}
     for line in list(odd)[:_SHOWN]:
         typer.echo(f"can't be used: {line}")

@@ -5,13 +5,20 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gansparse.cli.options import (
+    DeviceOption,
+    ExtractorWeightsOption,
+    ModeOption,
+    ThreadsOption,
+    choose_device,
+    stoppable,
+)
 from gansparse.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,20 +35,27 @@ def fid(
     generator: Annotated[
         Path | None, typer.Option(help="Weights of a DCGAN generator, in place of B.")
     ] = None,
-    num: Annotated[int, typer.Option(min=2, help="Pictures that the generator draws.")] = 50_000,
+    num: Annotated[
+        int,
+        typer.Option("--num", "--num-samples", min=2, help="Pictures that the generator draws."),
+    ] = 50_000,
     extractor: Annotated[
         str, typer.Option(help="inception, lenet-mnist or efficientnet-lite0.")
     ] = "inception",
-    mode: Annotated[
-        str | None, typer.Option(help="Inception's input: pytorch-fid (default), clean or tf1.")
-    ] = None,
+    mode: ModeOption = None,
     dims: Annotated[
         int | None, typer.Option(help="Inception's features: 64, 192, 768 or 2048 (default).")
     ] = None,
-    weights: Annotated[Path | None, typer.Option(help="The extractor's weights file.")] = None,
+    weights: ExtractorWeightsOption = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures at a time.")] = 50,
     num_workers: Annotated[
-        int | None, typer.Option(min=0, help="Processes that read; default: cores, at most 8.")
+        int | None,
+        typer.Option(
+            "--num-workers",
+            "--workers",
+            min=0,
+            help="Processes that read pictures; default: cores, at most 8.",
+        ),
     ] = None,
     recursive: Annotated[
         bool, typer.Option("--recursive", help="Also the pictures in subfolders.")
@@ -56,10 +70,8 @@ def fid(
     resume: Annotated[bool, typer.Option(help="Go on with the run in --out.")] = False,
     save_every: Annotated[int, typer.Option(min=1, help="Pictures between savings.")] = 5000,
     as_json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
-    device: Annotated[
-        str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")
-    ] = "auto",
-    threads: Annotated[int, typer.Option(help="CPU threads; 0: as torch chooses.")] = 0,
+    device: DeviceOption = "auto",
+    threads: ThreadsOption = 0,
 ) -> None:
     """Fréchet distance (FID) between folders of pictures, statistics files, a generator's pictures.
 
@@ -69,7 +81,6 @@ def fid(
       gansparse fid real/ real.npz --save-stats --mode clean
       gansparse fid digits/ fake/ --extractor lenet-mnist
     """
-    from gansparse.cli.options import choose_device
     from gansparse.data.folder import PictureFolder
     from gansparse.metrics.features import get_extractor
     from gansparse.metrics.generated import GeneratedPictures
@@ -117,7 +128,8 @@ def fid(
             on_batch=_bar(bars, side),
         )
 
-    with ProgressBars() as bars, _stoppable(out):
+    how = "a run with --out can be resumed" if out is None else "--resume goes on"
+    with ProgressBars() as bars, stoppable(how):
         found = [measured(side, partial) for side, partial in zip(sides, partials, strict=False)]
     if target is None:
         _finish(found, out, as_json)
@@ -157,17 +169,6 @@ def _partials(out: Path | None, resume: bool) -> list[Path | None]:
     if not resume and any(path.exists() for path in partials):
         raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
     return list(partials)
-
-
-@contextmanager
-def _stoppable(out: Path | None) -> Iterator[None]:
-    """Says on Ctrl-C how to go on."""
-    try:
-        yield
-    except KeyboardInterrupt:
-        how = "a run with --out can be resumed" if out is None else "--resume goes on"
-        typer.echo(f"gansparse: stopped; {how}", err=True)
-        raise typer.Exit(130) from None
 
 
 def _bar(bars: ProgressBars, pictures: PictureSet) -> Callable[[int], None]:

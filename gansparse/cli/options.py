@@ -3,8 +3,12 @@
 
 from __future__ import annotations
 
+import inspect
 import os
+import shlex
 import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Annotated, Any
@@ -72,7 +76,11 @@ ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torc
 WorkersOption = Annotated[
     int | None,
     typer.Option(
-        "--num-workers", "--num-threads", "--workers", min=0, help="Processes that read pictures."
+        "--num-workers",
+        "--num-threads",
+        "--workers",
+        min=0,
+        help="Processes that read pictures; default: 1.",
     ),
 ]
 DamagedOption = Annotated[
@@ -100,7 +108,9 @@ ExtractorOption = Annotated[
         "efficientnet-lite0."
     ),
 ]
-ModeOption = Annotated[str | None, typer.Option(help="Of inception: pytorch-fid, clean or tf1.")]
+ModeOption = Annotated[
+    str | None, typer.Option(help="Inception's input: pytorch-fid (default), clean or tf1.")
+]
 ExtractorWeightsOption = Annotated[
     Path | None,
     typer.Option("--weights", "--extractor-weights", help="The extractor's weights file."),
@@ -122,17 +132,22 @@ DirectionOption = Annotated[
     str | None, typer.Option(help="AtoB or BtoA; CycleGAN compresses both by default.")
 ]
 LoadSizeOption = Annotated[
-    int | None, typer.Option("--load-size", help="Pictures are resized to this,")
+    int | None, typer.Option("--load-size", help="Pictures are resized to this before the cut.")
 ]
 CropSizeOption = Annotated[
-    int | None, typer.Option("--crop-size", "--celeba-crop-size", help="then cut to this.")
+    int | None,
+    typer.Option("--crop-size", "--celeba-crop-size", help="Pictures are cut to this."),
 ]
 ImageSizeOption = Annotated[
     int | None, typer.Option("--image-size", help="Of dcgan's, stargan's pictures.")
 ]
 AttributesOption = Annotated[
     list[str] | None,
-    typer.Option("--attribute", "--selected-attrs", help="StarGAN: a domain; once for each."),
+    typer.Option(
+        "--attribute",
+        "--selected-attrs",
+        help="StarGAN: a domain, once for each; default: five of CelebA's, or every class.",
+    ),
 ]
 ScaleOption = Annotated[
     int | None, typer.Option("--scale", "--upscale-factor", help="SRGAN: 2, 4 or 8.")
@@ -143,11 +158,28 @@ VGGOption = Annotated[
 TestSetOption = Annotated[
     list[Path] | None, typer.Option("--test-set", help="SRGAN: a folder to take PSNR and SSIM on.")
 ]
+GanModeOption = Annotated[
+    str | None,
+    typer.Option(
+        help="vanilla, lsgan or wgan; default: the original's, which is vanilla for Pix2Pix, lsgan "
+        "for CycleGAN."
+    ),
+]
+IdentityOption = Annotated[
+    float | None,
+    typer.Option(
+        "--identity",
+        "--lambda-identity",
+        help="CycleGAN: weight of the identity term; default: 0.5.",
+    ),
+]
 SizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Height and width of the pictures; default: what it was made for."),
 ]
-BatchOption = Annotated[int, typer.Option(min=1, help="Pictures at once.")]
+BatchOption = Annotated[
+    int, typer.Option("--batch", "--batch-size", min=1, help="Pictures at once.")
+]
 TensorboardOption = Annotated[bool, typer.Option(help="Also log for TensorBoard.")]
 
 
@@ -206,12 +238,13 @@ def read_options(context: typer.Context, path: Path) -> dict[str, Any]:
         for parameter in context.command.params
         for option in (*parameter.opts, str(parameter.name))
     }
+    lists = {p.name for p in context.command.params if getattr(p, "multiple", False)}
     values = {}
     for key, value in found.items():
         name = names.get(key.replace("-", "_"))
         if name is None or name == "config":
             raise InputError(f"--config {path}: {context.command_path} has no option {key!r}")
-        values[name] = value
+        values[name] = [value] if name in lists and not isinstance(value, list) else value
     return values
 
 
@@ -246,13 +279,23 @@ def fresh_or_resumed(out: Path, resume: bool) -> None:
         raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
 
 
+@contextmanager
+def stoppable(how: str = "") -> Iterator[None]:
+    """Says on Ctrl-C that it stops, and how to go on; left to itself, typer says nothing."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo("; ".join(filter(None, ("gansparse: stopped", how))), err=True)
+        raise typer.Exit(130) from None
+
+
 def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
     """Runs a trainer under a progress bar; its result."""
     from gansparse.progress import ProgressBars
     from gansparse.tensorboard import tensorboard_logger
 
     log = tensorboard_logger(trainer.out) if tensorboard else None
-    with ProgressBars() as bars:
+    with stoppable("--resume goes on from the newest checkpoint"), ProgressBars() as bars:
         bars.start(label, trainer.config.steps, found=trainer.step)
 
         def on_step(row: dict[str, Any]) -> None:
@@ -261,6 +304,48 @@ def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
                 log(row)
 
         return trainer.run(on_step)
+
+
+# Options of a task that the next command must be told again → how they are called there.
+_READING = {
+    "direction": "--direction",
+    "load_size": "--load-size",
+    "crop_size": "--crop-size",
+    "image_size": "--image-size",
+    "attributes": "--attribute",
+    "test_sets": "--test-set",
+}
+_LOSS = {
+    "vgg": "--vgg",
+    "weights": "--weight",
+    "gan_mode": "--gan-mode",
+    "identity": "--lambda-identity",
+}
+
+
+def say_next(
+    command: str,  # compress or eval
+    task: str,
+    data: str,
+    options: Mapping[str, Any],  # of `load_task`
+    files: Mapping[str, Iterable[str | Path]],  # option -> weights
+) -> None:
+    """Prints the command that takes up what was written, with all that it must be told again."""
+    from gansparse.tasks.loading import TASKS
+
+    makers = [inspect.signature(function).parameters for function in TASKS[task]]
+    defaults = {name: p.default for parameters in makers for name, p in parameters.items()}
+    words = ["gansparse", command, task, "--data", data]
+    for name, option in (_READING | (_LOSS if command == "compress" else {})).items():
+        value = options.get(name)
+        if value is None or value == defaults.get(name) or (task, name) == ("dcgan", "image_size"):
+            continue  # a DCGAN's files say how large its pictures are
+        if isinstance(value, Mapping):
+            value = [f"{term}={weight:g}" for term, weight in value.items()]
+        for each in value if isinstance(value, list) else [value]:
+            words += [option, str(each)]
+    words += [word for option, paths in files.items() for p in paths for word in (option, str(p))]
+    say(f"next: {shlex.join(words)}")
 
 
 def wide_console() -> Console:

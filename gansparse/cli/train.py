@@ -16,6 +16,8 @@ from gansparse.cli.options import (
     DataOption,
     DeviceOption,
     DryRunOption,
+    GanModeOption,
+    IdentityOption,
     LoadSizeOption,
     PicturesOption,
     Precision,
@@ -33,6 +35,7 @@ from gansparse.cli.options import (
     pictures,
     run_with_bar,
     say,
+    say_next,
     term_weights,
     wide_console,
 )
@@ -48,9 +51,17 @@ FolderOption = Annotated[
     typer.Option(
         "--data",
         "--dataroot",
+        help="Folder of pictures; [b]gansparse data check[/b] tells how it must look.",
+    ),
+]
+FacesOption = Annotated[
+    str,
+    typer.Option(
+        "--data",
+        "--dataroot",
         "--celeba-image-dir",
         "--rafd-image-dir",
-        help="See gansparse data check.",
+        help="Folder of pictures; [b]gansparse data check[/b] tells how it must look.",
     ),
 ]
 LrOption = Annotated[float | None, typer.Option(help="Adam's rate; default: the original's.")]
@@ -58,8 +69,8 @@ DecayOption = Annotated[
     str | None, typer.Option(help="none, half, linear or cosine; default: the original's.")
 ]
 SaveOption = Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")]
-WidthOption = Annotated[int, typer.Option(help="Base width of the generator.")]
-CriticWidthOption = Annotated[int, typer.Option(help="Base width of the discriminator.")]
+WidthOption = Annotated[int, typer.Option(min=1, help="Base width of the generator.")]
+CriticWidthOption = Annotated[int, typer.Option(min=1, help="Base width of the discriminator.")]
 EpochsOption = Annotated[
     int | None, typer.Option("--epochs", "--num-epochs", min=1, help="Passes over the data.")
 ]
@@ -147,9 +158,9 @@ def train_pix2pix(
     ndf: CriticWidthOption = 64,
     num_downs: Annotated[int, typer.Option(help="8 is unet_256, 7 is unet_128.")] = 8,
     patch_layers: Annotated[
-        int, typer.Option("--n-layers-d", "--n-layers-D", help="Of D; 0: single pixels.")
+        int, typer.Option("--n-layers-d", "--n-layers-D", min=0, help="Of D; 0: single pixels.")
     ] = 3,
-    gan_mode: Annotated[str, typer.Option(help="vanilla, lsgan or wgan.")] = "vanilla",
+    gan_mode: GanModeOption = None,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
     weight: WeightsOption = None,
@@ -208,11 +219,10 @@ def train_cyclegan(
     batch_size: BatchOption = 1,
     ngf: WidthOption = 64,
     ndf: CriticWidthOption = 64,
-    num_blocks: Annotated[int, typer.Option(help="Residual blocks: 9 or 6.")] = 9,
-    identity: Annotated[
-        float, typer.Option("--identity", "--lambda-identity", help="Weight of the identity term.")
-    ] = 0.5,
-    pool_size: Annotated[int, typer.Option(help="Fakes kept for D.")] = 50,
+    num_blocks: Annotated[int, typer.Option(min=1, help="Residual blocks: 9 or 6.")] = 9,
+    gan_mode: GanModeOption = None,
+    identity: IdentityOption = None,
+    pool_size: Annotated[int, typer.Option(min=0, help="Fakes kept for D.")] = 50,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
     weight: WeightsOption = None,
@@ -239,6 +249,7 @@ def train_cyclegan(
         "ngf": ngf,
         "ndf": ndf,
         "num_blocks": num_blocks,
+        "gan_mode": gan_mode,
         "identity": identity,
         "pool_size": pool_size,
         "lr": lr,
@@ -259,21 +270,23 @@ def train_cyclegan(
 
 @train_app.command("stargan")
 def train_stargan(
-    data: FolderOption,
+    data: FacesOption,
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/stargan"),
     steps: Annotated[
-        int, typer.Option("--steps", "--num-iters", min=1, help="Of D; G has a fifth of them.")
+        int, typer.Option("--steps", "--num-iters", min=1, help="Of D; G takes one in --n-critic.")
     ] = 200_000,
     attributes: AttributesOption = None,
     crop_size: CropSizeOption = None,
-    image_size: Annotated[int, typer.Option(help="Height and width.")] = 128,
+    image_size: Annotated[int, typer.Option(min=8, help="Height and width.")] = 128,
     batch_size: BatchOption = 16,
-    conv_dim: Annotated[int, typer.Option("--conv-dim", "--g-conv-dim", help="Base width.")] = 64,
-    g_repeat_num: Annotated[int, typer.Option(help="Residual blocks of G.")] = 6,
+    conv_dim: Annotated[
+        int, typer.Option("--conv-dim", "--g-conv-dim", min=1, help="Base width of both networks.")
+    ] = 64,
+    g_repeat_num: Annotated[int, typer.Option(min=1, help="Residual blocks of G.")] = 6,
     d_repeat_num: Annotated[
-        int | None, typer.Option(help="Layers of D; default: 6, fewer below 64 pixels.")
+        int | None, typer.Option(min=1, help="Layers of D; default: 6, fewer below 64 pixels.")
     ] = None,
-    n_critic: Annotated[int, typer.Option(help="Steps of D to one of G.")] = 5,
+    n_critic: Annotated[int, typer.Option(min=1, help="Steps of D to one of G.")] = 5,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
     weight: WeightsOption = None,
@@ -326,7 +339,7 @@ def train_srgan(
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/srgan"),
     epochs: EpochsOption = 100,
     steps: StepsOption = None,
-    scale: Annotated[int, typer.Option("--scale", "--upscale-factor")] = 4,
+    scale: Annotated[int, typer.Option("--scale", "--upscale-factor", help="2, 4 or 8.")] = 4,
     crop_size: CropSizeOption = 88,
     batch_size: BatchOption = 64,
     ngf: WidthOption = 64,
@@ -461,7 +474,5 @@ def _train(
     critics = sorted(out.glob("discriminator*.safetensors"))
     for file in (*generators, *critics):
         say(f"weights  {file}")
-    files = " ".join(
-        [f"--generator {f}" for f in generators] + [f"--discriminator {f}" for f in critics]
-    )
-    say(f"next: gansparse compress {name} --data {data} {files}")
+    files = {"--generator": generators, "--discriminator": critics}
+    say_next("compress", name, data, options, files)

@@ -35,7 +35,7 @@ from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shi
 from gansparse.models.families import load_discriminator, load_generator
 from gansparse.tasks.cyclegan import cyclegan_task
 from gansparse.tasks.dcgan import dcgan_task, latent_task
-from gansparse.tasks.gan import GANTask
+from gansparse.tasks.gan import Batch, GANTask
 from gansparse.tasks.pix2pix import pix2pix_task
 from gansparse.tasks.srgan import srgan_task
 from gansparse.tasks.stargan import stargan_task
@@ -113,7 +113,40 @@ def load_task(
         "on_damaged": on_damaged or "raise",
     }
     task = load(data, files, _listed(discriminator), seed=seed, reading=reading, **options)
-    return replace(task, weights={**task.weights, **(weights or {})})
+    task = replace(task, weights={**task.weights, **(weights or {})})
+    if files:
+        _check_fit(task, scoring)
+    return task
+
+
+def _check_fit(task: GANTask, scoring: bool) -> None:
+    """Runs one sample through networks that come from files.
+
+    Raises:
+        InputError: they fit neither each other nor the pictures.
+    """
+    what, g, d = "the generator", task.generator.eval(), task.discriminator.eval()
+    try:
+        with torch.no_grad():
+            if scoring:
+                for view in task.views[:1]:
+                    view.make(g, _first_of(view.batch(0)))
+                return
+            batch = _first_of(task.batch(0))
+            fake = task.generate(g, batch)
+            what = "the discriminator"
+            real, judged = task.judge(d, task.real(batch), batch), task.judge(d, fake, batch)
+            task.discriminator_terms(real, judged, batch)
+    except (RuntimeError, TypeError, AttributeError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"task {task.name}: {what} given fits neither this task nor its pictures ({reason}); "
+            "look at --generator, --discriminator and the pictures' sizes"
+        ) from error
+
+
+def _first_of(batch: Batch) -> Batch:
+    return {name: value[:1] for name, value in batch.items()}
 
 
 def _dcgan(
@@ -212,6 +245,8 @@ def _cyclegan(
     batch_size: int = 1,
     **options: Any,
 ) -> GANTask:
+    if len(generator) == 1 and not discriminator and options.get("direction") in ("AtoB", "BtoA"):
+        generator = 2 * generator  # to be scored in one direction: the other one has no part in it
     sizes: dict[str, Any] = {"load_size": load_size, "crop_size": crop_size}
     train, evaluation, counts = UnalignedFolder(data, "train", **sizes), None, None
     if Path(data, "testA").is_dir():

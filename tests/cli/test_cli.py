@@ -35,6 +35,8 @@ COMMANDS = [
     "train stargan",
     "train srgan",
     "compress",
+    "compare",
+    "sweep",
     "eval",
     "fid",
     "deploy",
@@ -184,7 +186,7 @@ def test_train_dcgan_then_compress_what_it_wrote(gansparse, workplace, tmp_path)
         *("--batch-size", 10, "--nz", 8, "--ngf", 2, "--ndf", 2),
     )
     assert done.returncode == 0, done.stderr
-    next_command = re.search(r"next: gansparse (.*)", done.stdout)[1].split()
+    next_command = shlex.split(re.search(r"next: gansparse (.*)", done.stdout)[1])
     more = ("--steps", 2, "--batch-size", 4, "--out", tmp_path / "c", "--device", "cpu")
     assert gansparse(*next_command, *more).returncode == 0
 
@@ -255,6 +257,43 @@ def test_a_cuda_device_that_is_not_there(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     with pytest.raises(InputError, match="--device cuda:2: torch finds 2, from cuda:0 on"):
         choose_device("cuda:2", 0)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "train pix2pix --data x --ngf 0",
+        "train pix2pix --data x --n-layers-d -1",
+        "train cyclegan --data x --pool-size -1",
+        "train stargan --data x --n-critic 0",
+        "train stargan --data x --image-size 2",
+        "compress dcgan --threads -1",
+    ],
+)
+def test_numbers_out_of_range(gansparse, words):
+    done = gansparse(*words.split())
+    assert done.returncode == 2
+    assert f"Invalid value for '{words.split()[-2]}'" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("place", "said"),
+    [
+        ("gansparse.compress.load_task", "gansparse: stopped"),
+        (
+            "gansparse.compress.Trainer.run",
+            "gansparse: stopped; --resume goes on from the newest checkpoint",
+        ),
+    ],
+)
+def test_ctrl_c(gansparse, workplace, tmp_path, monkeypatch, place, said):
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupt)
+    done = gansparse(*small(workplace, tmp_path / "out"))
+    assert done.returncode == 130
+    assert done.stderr.splitlines()[-1] == said
 
 
 def test_bad_files(gansparse, workplace, tmp_path):

@@ -2,6 +2,8 @@
 """Each family by the command line: train, plan, compress, score; from drawn pictures."""
 
 import json
+import re
+import shlex
 import shutil
 
 import numpy as np
@@ -14,8 +16,13 @@ from gansparse.cli import app
 from gansparse.cli.options import TaskName
 from gansparse.data import write_synthetic
 from gansparse.errors import InputError
-from gansparse.files import load_tensors
-from gansparse.models import load_generator
+from gansparse.files import load_tensors, save_tensors
+from gansparse.models import (
+    PatchGANDiscriminator,
+    StarGANGenerator,
+    UNetGenerator,
+    load_generator,
+)
 from gansparse.tasks.loading import TASKS, load_task
 
 pytestmark = pytest.mark.filterwarnings("ignore:srgan. no weights")  # said, not hidden
@@ -53,7 +60,13 @@ def trained(request, tmp_path_factory):
     done = run("train", name, "--dataroot", place / "data", "--out", place / "pair", *more)
     assert done.exit_code == 0, done.output
     assert f"next: gansparse compress {name} --data" in done.output
+    chosen = [word for word in SIZES[name] if word not in ("--batch-size", "4")]
+    assert set(chosen) <= set(next_words(done)), "pictures are read again as they were"
     return name, place
+
+
+def next_words(done):
+    return shlex.split(re.search("next: gansparse (.*)", done.output)[1])
 
 
 def paths(place):
@@ -186,7 +199,7 @@ def test_the_tasks_have_one_list_of_names():
 def test_a_file_of_options_gives_the_defaults(trained, tmp_path):
     name, place = trained
     file, out = tmp_path / "run.toml", tmp_path / "out"
-    file.write_text('sparsity = 0.8\n"save-every" = 0\nset = ["lambda_=2"]\nseed = 5\n')
+    file.write_text('sparsity = 0.8\n"save-every" = 0\nset = "lambda_=2"\nexclude = []\nseed = 5\n')
     done = compress(name, place, "--config", file, "--seed", 7, "--out", out)
     assert done.exit_code == 0, done.output
     used = json.loads((out / "config.json").read_text())
@@ -221,6 +234,48 @@ def test_what_a_task_does_not_have_is_refused(tmp_path):
     net = tmp_path / "g.pth"
     with pytest.raises(InputError, match="give two generators, a2b and b2a, got 1"):
         load_task("cyclegan", tmp_path / "data", generator=[net], discriminator=[net])
+
+
+def test_one_direction_of_a_cyclegan_is_scored_by_its_own_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("gansparse.compress.api.get_extractor", lambda *_, **__: pixels())
+    write_synthetic("unaligned", tmp_path / "data", count=10, size=48)
+    more = ["--data", tmp_path / "data", *SIZES["cyclegan"], *SMALL, "--steps", 1]
+    more += ["--identity", 0, "--out"]
+    run("train", "cyclegan", *NETWORKS["cyclegan"], *more, tmp_path / "pair")
+    g, d = pair(tmp_path)
+    done = run("compress", "cyclegan", *g, *d, "--direction", "BtoA", *more, tmp_path / "a folder")
+    words = next_words(done)
+    assert words[-1] == str(tmp_path / "a folder" / "generator.safetensors")
+    assert "--lambda-identity" not in words, "no matter of scoring"
+    scored = run(*words, *SMALL)
+    assert scored.exit_code == 0, scored.output
+    assert "FID b to a" in scored.output
+    assert "FID a to b" not in scored.output
+
+
+def test_networks_that_do_not_fit_are_refused_by_name(tmp_path):
+    write_synthetic("aligned", tmp_path / "data", count=2, size=48)
+    nets = {
+        "unet": UNetGenerator(ngf=2, num_downs=5),
+        "star": StarGANGenerator(conv_dim=2, repeat_num=1),
+        "patch": PatchGANDiscriminator(6, 2),
+        "other": PatchGANDiscriminator(3, 2),
+    }
+    for name, net in nets.items():
+        save_tensors(tmp_path / f"{name}.safetensors", net.state_dict())
+    more = {"load_size": 36, "crop_size": 32, "num_workers": 0}
+    for g, d, words in (
+        ("star", "patch", "the generator given fits neither"),
+        ("unet", "other", "the discriminator given fits neither .*6 channels"),
+        ("unet", "patch", None),
+    ):
+        files = {"generator": tmp_path / f"{g}.safetensors"}
+        files["discriminator"] = tmp_path / f"{d}.safetensors"
+        if words is None:
+            load_task("pix2pix", tmp_path / "data", **files, **more)
+        else:
+            with pytest.raises(InputError, match=words):
+                load_task("pix2pix", tmp_path / "data", **files, **more)
 
 
 def test_a_pair_tells_how_long_it_was_trained(tmp_path):
