@@ -86,11 +86,14 @@ def evaluate(
     told = watcher or Silent()
     scores = {}
     for view in task.views:
-        told.start(f"scoring {name} {view.name}".rstrip(), num_samples)
+        told.start(f"features of the real pictures {view.name}".rstrip(), 1)
+        real = real_moments(view.pictures, network, device=device)
+        told.advance(1)
+        told.start(f"scoring {name} {view.name}".rstrip(), view.most(num_samples))
         scores[view.name] = score_generator(
             view,
             task.generator.to(device),
-            real_moments(view.pictures, network, device=device),
+            real,
             network,
             num_samples=num_samples,
             device=device,

@@ -243,13 +243,13 @@ class Comparison:
         folder, config = self.out / entry.name, entry.config
         task = self.task(config.seed)
         label = f"{config.recipe} {config.granularity} {config.sparsity:.4g} seed {config.seed}"
-        self.watcher.start(f"{label}  {entry.label}".rstrip(), config.steps)
 
         def on_step(row: dict[str, Any]) -> None:
             self.watcher.advance(row["step"] + 1)
             self.on_share((row["step"] + 1) / (config.steps + 1))  # the scores are still to come
 
         trainer = Trainer(task, config, out=folder, device=self.device, resume=True)
+        self.watcher.start(f"{label}  {entry.label}".rstrip(), config.steps, trainer.step)
         result = trainer.run(on_step)
         samples = folder / "samples.safetensors"
         row = {

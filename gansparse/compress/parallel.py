@@ -133,10 +133,10 @@ class _Told:
         self.connection = connection
         self._total, self._last = 0, dict.fromkeys(("advance", "share"), 0.0)
 
-    def start(self, label: str, total: int) -> None:
-        """A piece of work of ``total`` steps begins."""
+    def start(self, label: str, total: int, found: int = 0) -> None:
+        """A piece of work of ``total`` steps begins, of which some were done before."""
         self._total = total
-        self.connection.send(("start", label, total))
+        self.connection.send(("start", label, total, found))
 
     def advance(self, done: int) -> None:
         """``done`` of its steps are done."""

@@ -33,11 +33,10 @@ Pictures = list[torch.Tensor]  # each [C, H, W], float32 in [-1, 1], on the CPU
 def samples(view: View, generator: nn.Module, device: torch.device) -> Pictures:
     """The first pictures that a generator makes for a view; the same inputs for all generators."""
     generator.eval()
-    most = min(SHOWN_PICTURES, view.num_samples or SHOWN_PICTURES)
     view = replace(view, batch=view.shown or view.batch)
     pictures: Pictures = []
     values = 0
-    for made in generated(view, generator, most, device):
+    for made in generated(view, generator, view.most(SHOWN_PICTURES), device):
         for picture in as_float(made).cpu():
             values += picture.numel()
             if values > SHOWN_VALUES and len(pictures) >= LEAST_PICTURES:

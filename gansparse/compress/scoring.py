@@ -22,8 +22,8 @@ from gansparse.tasks.gan import GANTask, View
 class Watcher(Protocol):
     """Gets told how far a comparison is (the command line draws bars from it)."""
 
-    def start(self, label: str, total: int) -> None:
-        """A piece of work of ``total`` steps begins."""
+    def start(self, label: str, total: int, found: int = 0) -> None:
+        """A piece of work of ``total`` steps begins, of which some were done before."""
 
     def advance(self, done: int) -> None:
         """``done`` of its steps are done."""
@@ -32,7 +32,7 @@ class Watcher(Protocol):
 class Silent:
     """Watches nothing."""
 
-    def start(self, label: str, total: int) -> None:
+    def start(self, label: str, total: int, found: int = 0) -> None:
         """Does nothing."""
 
     def advance(self, done: int) -> None:
@@ -99,8 +99,7 @@ class Scorer:
         view = task.views[index]
         if index not in self._real:
             self._real[index] = self._real_moments(task, index, view)
-        most = self.num_samples if view.num_samples is None else view.num_samples
-        self.watcher.start(f"{label} {view.name}".rstrip(), min(self.num_samples, most))
+        self.watcher.start(f"{label} {view.name}".rstrip(), view.most(self.num_samples))
         return score_generator(
             view,
             generator,

@@ -113,10 +113,12 @@ def score_generator(
     Raises:
         InputError: fewer than two samples, or pictures with NaN.
     """
-    if view.num_samples is not None:
-        num_samples = min(num_samples, view.num_samples)
     if num_samples < 2:
         raise InputError(f"num_samples must be at least 2, got {num_samples}")
+    num_samples = view.most(num_samples)
+    if num_samples < 2:
+        what = f"{view.name}: " if view.name else ""
+        raise InputError(f"{what}a score takes 2 test pictures or more, got {num_samples}")
     training = generator.training
     generator.eval()
     moments = FeatureMoments(extractor.num_features)

@@ -88,6 +88,10 @@ class View:
     beside: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
     shown: Callable[[int], Batch] | None = None
 
+    def most(self, wanted: int) -> int:
+        """How many pictures are made where so many are wanted."""
+        return wanted if self.num_samples is None else min(wanted, self.num_samples)
+
 
 def reinitialised(module: nn.Module) -> nn.Module:
     """A copy with fresh random weights, through each layer's own ``reset_parameters``."""

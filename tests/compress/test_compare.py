@@ -36,10 +36,11 @@ class Watched:
     """Remembers what it is told."""
 
     def __init__(self):
-        self.labels, self.runs, self.steps = [], [], []
+        self.labels, self.runs, self.steps, self.found = [], [], [], []
 
-    def start(self, label, total):
+    def start(self, label, total, found=0):
         self.labels.append(label)
+        self.found.append(found)
 
     def advance(self, done):
         if "seed" in self.labels[-1] and "scoring" not in self.labels[-1]:
@@ -101,6 +102,8 @@ def test_a_stopped_run_goes_on_where_it_was(task, tmp_path):
     watched = Watched()
     resumed = comparison(task, tmp_path / "stopped", watcher=watched).run(plan)
     assert watched.steps == [5, 6, 7, 8]
+    at = watched.labels.index(trained(watched)[0])
+    assert watched.found[at] == 4, "what was done before takes no part in the time left"
     assert resumed["runs"][0]["fid"] == undisturbed["runs"][0]["fid"]
 
 

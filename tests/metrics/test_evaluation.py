@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,9 @@ def test_bad_input():
     real = real_moments(task.pictures, PIXELS)
     with pytest.raises(InputError, match="num_samples must be at least 2, got 1"):
         score_generator(task.views[0], Noise(), real, PIXELS, num_samples=1)
+    lonely = replace(task.views[0], name="a to b", num_samples=1)
+    with pytest.raises(InputError, match="a to b: a score takes 2 test pictures or more, got 1"):
+        score_generator(lonely, Noise(), real, PIXELS)
     wrong = module_extractor("short", lambda images: images.flatten(1)[:, :5], 18)
     with pytest.raises(InputError, match=r"extractor short: must return \[64, 18\], got \[64, 5\]"):
         wrong(task.pictures)
