@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -136,8 +137,7 @@ def compress(
     """Compresses a trained generator under the supervision of its own discriminator.
 
     Args:
-        task: a `GANTask`, or the name of one that comes with the package; `load_task` makes those
-            with any option of theirs, sizes and batches say.
+        task: a `GANTask`, or the name of one that comes with the package.
         data: with a name: where its pictures are.
         sparsity: share of zeros in the pruned weights.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
@@ -151,7 +151,8 @@ def compress(
         discriminator: with a name: weights of D_O, likewise.
         reading: the paper's open points; default: the reading that measured best.
         on_step: gets each step's row.
-        **options: further fields of `TrainConfig`.
+        **options: further fields of `TrainConfig`; with a name also options of `load_task`, such
+            as ``direction="BtoA"``.
 
     Returns:
         The compressed generator, an ordinary ``nn.Module`` whose weights hold zeros, with its
@@ -172,12 +173,17 @@ def compress(
         >>> round(sparsity_report(result.generator).total.sparsity, 2)
         0.5
     """
+    fields = {f.name for f in dataclasses.fields(TrainConfig)}
+    others = {name: options.pop(name) for name in options.keys() - fields}
     if isinstance(task, str):
         if data is None:
             raise InputError(f"task {task!r} needs data: a folder of pictures, say")
-        task = load_task(task, data, generator=generator, discriminator=discriminator, seed=seed)
+        networks: dict[str, Any] = {"generator": generator, "discriminator": discriminator}
+        task = load_task(task, data, seed=seed, **networks, **others)
     elif data is not None or generator is not None or discriminator is not None:
         raise InputError("a GANTask brings its own data and networks; give those to the task")
+    elif others:
+        raise InputError(f"TrainConfig has no field {', '.join(sorted(others))}")
     config = TrainConfig(
         recipe=recipe,
         steps=default_steps(task) if steps is None else steps,

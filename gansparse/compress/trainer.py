@@ -317,7 +317,11 @@ class Trainer:
         free = {"log_every", "save_every"}
         if not self.recipe.prunes and self.lr_decay == "none":
             free.add("steps")  # nothing depends on where the run ends
-        changed = [key for key in own if made.get(key) != own[key] and key not in free]
+        changed = [
+            f"{key} ({made.get(key)}, now {own[key]})"
+            for key in own
+            if made.get(key) != own[key] and key not in free
+        ]
         if changed:
             raise CheckpointError(
                 f"{path}: was made with another {', '.join(changed)}; "

@@ -7,6 +7,7 @@ and `load_state_dict`, and in torch.distributed computes over all ranks: see `me
 
 from __future__ import annotations
 
+from gansparse.metrics.features import Extractor, get_extractor, module_extractor
 from gansparse.metrics.fid import FrechetInceptionDistance, fid_infinity, fid_interval
 from gansparse.metrics.frechet import frechet_distance, frechet_distance_from_features
 from gansparse.metrics.inception_score import InceptionScore
@@ -23,6 +24,7 @@ from gansparse.metrics.psnr_ssim import (
 from gansparse.metrics.statistics import Statistics, load_statistics, statistics_of
 
 __all__ = [
+    "Extractor",
     "FeatureMoments",
     "FrechetInceptionDistance",
     "InceptionScore",
@@ -36,7 +38,9 @@ __all__ = [
     "fid_interval",
     "frechet_distance",
     "frechet_distance_from_features",
+    "get_extractor",
     "load_statistics",
+    "module_extractor",
     "psnr",
     "ssim",
     "statistics_of",

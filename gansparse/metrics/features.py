@@ -321,6 +321,6 @@ def as_extractor(given: Extractor | str | Pictures) -> Extractor:
         raise InputError(
             f"extractor must be a name ({', '.join(EXTRACTORS)}), an Extractor or a module with an "
             f"attribute num_features, got {type(given).__name__}; make one by "
-            "module_extractor(name, module, num_features)"
+            "gansparse.metrics.module_extractor(name, module, num_features)"
         )
     return module_extractor(type(given).__name__, given, width)

@@ -170,7 +170,9 @@ def _load(
     for row in others:
         if row.recognise(state):
             raise CheckpointError(f"{path}: no {kind} but a {row.name}; use {call}")
-    raise CheckpointError(f"{path}: no {kind} known here: {_nearest(state, rows)}")
+    own = "; gansparse.sparsity.load_packed(path, module) fills a network of your own"
+    remedy = own if written_as(path) == "packed" else ""
+    raise CheckpointError(f"{path}: no {kind} known here: {_nearest(state, rows)}{remedy}")
 
 
 def _nearest(state: State, rows: tuple[Layout, ...]) -> str:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
+import functools
 import json
 
 import numpy as np
@@ -9,6 +10,7 @@ from tiny import tiny_images, tiny_task
 
 from gansparse.compress import RECIPES, Reading, TrainConfig, Trainer, compress
 from gansparse.compress.config import D_UPDATES
+from gansparse.data import write_synthetic
 from gansparse.errors import CheckpointError, InputError, TrainingError
 from gansparse.files import save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
@@ -257,7 +259,7 @@ def test_a_task_without_a_small_generator_says_what_to_give(task):
 
 def test_resuming_with_other_settings_is_refused(task, tmp_path):
     Trainer(task, config("b", save_every=3), out=tmp_path).run()
-    with pytest.raises(CheckpointError, match="made with another sparsity"):
+    with pytest.raises(CheckpointError, match=r"made with another sparsity \(0.75, now 0.5\)"):
         Trainer(task, config("b", sparsity=0.5), out=tmp_path, resume=True)
 
 
@@ -268,6 +270,20 @@ def test_compress_takes_a_task_or_a_name_with_data(task):
         compress("dcgan")
     with pytest.raises(InputError, match="no task 'biggan'"):
         compress("biggan", "somewhere")
+    with pytest.raises(InputError, match="TrainConfig has no field stepz"):
+        compress(task, stepz=3)
+
+
+def test_compress_hands_on_what_the_named_task_takes(tmp_path):
+    write_synthetic("aligned", tmp_path, count=2, size=48)
+    chosen = {"load_size": 36, "crop_size": 32, "num_downs": 5, "ngf": 2, "ndf": 2}
+    run = functools.partial(compress, "pix2pix", tmp_path, steps=1, num_workers=0, **chosen)
+    picture = torch.zeros(1, 3, 32, 32)
+    assert run(lambda_=1.0, direction="BtoA").generator(picture).shape == picture.shape
+    with pytest.raises(InputError, match="direction must be AtoB or BtoA, got 'up'"):
+        run(direction="up")
+    with pytest.raises(InputError, match="task pix2pix has no option scale"):
+        run(scale=4)
 
 
 def test_compress_a_task_by_name_from_files(tmp_path):

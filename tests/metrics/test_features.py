@@ -117,7 +117,9 @@ def test_a_name_an_extractor_or_a_module_that_tells_its_width():
     assert as_extractor(extractor) is extractor
     assert as_extractor("lenet-mnist").name == "lenet-mnist"
     for odd in (torch.nn.Flatten(), lambda images: images, 2048):
-        with pytest.raises(InputError, match=r"got \w+; make one by module_extractor") as error:
+        with pytest.raises(
+            InputError, match=r"got \w+; make one by gansparse.metrics.module_extractor"
+        ) as error:
             as_extractor(odd)
         assert "\n" not in str(error.value)
     Corner.num_features = 4

@@ -167,7 +167,9 @@ def test_a_module_is_taken_where_it_tells_its_width(kind: type) -> None:
     assert metric.settings()["extractor"] == QUARTERS.describe() | {"name": "Quarters"}
     if kind is FrechetInceptionDistance:
         assert feed(metric).compute() == whole("fid").compute()
-    with pytest.raises(InputError, match="got Flatten; make one by module_extractor"):
+    with pytest.raises(
+        InputError, match="got Flatten; make one by gansparse.metrics.module_extractor"
+    ):
         kind(torch.nn.Flatten())
 
 

@@ -212,6 +212,8 @@ def test_refuses_other_files_and_other_modules(tmp_path):
     save_packed(nn.Linear(4, 2, bias=False), path)
     with pytest.raises(CheckpointError, match=f"{wrong} Linear: the file misses 'bias'"):
         load_packed(path, nn.Linear(4, 2))
+    with pytest.raises(CheckpointError, match=r"no generator known here: .*load_packed\(path, mod"):
+        load_generator(path)
 
 
 def test_a_failed_save_leaves_the_older_file(tmp_path, monkeypatch):
