@@ -26,6 +26,7 @@ from gansparse.cli.options import (
     SamplesOption,
     SeedOption,
     ThreadsOption,
+    check_place,
     choose_device,
     say,
     stoppable,
@@ -36,10 +37,10 @@ from gansparse.errors import GansparseError
 
 
 class _Group(TyperGroup):
-    """Takes options with underscores, as the originals write them, and says when it was stopped."""
+    """Takes options as the originals write them, and says when it was stopped."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, [_dashed(word) for word in args])
+        return super().parse_args(ctx, _each_for_itself([_dashed(word) for word in args]))
 
     def invoke(self, ctx: Any) -> Any:
         with stoppable():
@@ -49,6 +50,19 @@ class _Group(TyperGroup):
 def _dashed(word: str) -> str:
     name, equals, value = word.partition("=")
     return name.replace("_", "-") + equals + value if word.startswith("--") else word
+
+
+def _each_for_itself(words: list[str]) -> list[str]:
+    """The originals' --selected_attrs A B is --selected-attrs A --selected-attrs B."""
+    option, found = "--selected-attrs", [""]
+    several = False
+    for word in words:
+        if word.startswith("--"):
+            several = word == option
+        elif several and found[-1] != option:
+            found.append(option)
+        found.append(word)
+    return found[1:]
 
 
 app = typer.Typer(
@@ -111,6 +125,7 @@ def demo(
     from gansparse.report import fid_table, load_report, write_report
 
     where = choose_device(device, threads)
+    check_place(out)
     with stoppable("the same command goes on where it was"), ProgressBars() as bars:
         run_demo(
             data,

@@ -39,6 +39,7 @@ from gansparse.cli.options import (
     VGGOption,
     WeightsOption,
     WorkersOption,
+    check_place,
     choose_device,
     pictures,
     stoppable,
@@ -157,6 +158,8 @@ def compare(
         for sparsity in _numbers("--sparsities", sparsities, float)
     ]
     where = choose_device(device, threads)
+    if not dry_run:
+        check_place(out)
     source = functools.partial(
         load_task,
         task.value,

@@ -39,6 +39,7 @@ from gansparse.cli.options import (
     VGGOption,
     WeightsOption,
     WorkersOption,
+    check_place,
     choose_device,
     fresh_or_resumed,
     pictures,
@@ -48,6 +49,7 @@ from gansparse.cli.options import (
     term_weights,
     wide_console,
 )
+from gansparse.errors import InputError
 
 
 def compress(
@@ -209,6 +211,10 @@ def evaluate(
     from gansparse.progress import ProgressBars
 
     where = choose_device(device, threads)
+    if out is not None:
+        check_place(out.parent)
+        if out.is_dir():
+            raise InputError(f"--out {out} is a folder: name the JSON file to write")
     with ProgressBars() as bars:
         found = compress.evaluate(
             task.value,

@@ -273,8 +273,23 @@ def choose_device(name: str, threads: int) -> Any:
     return distributed.start(device)
 
 
+def check_place(out: Path) -> None:
+    """Refuses a place for results before the work, not after it.
+
+    Raises:
+        InputError: no folder can be there, or none that may be written to.
+    """
+    there = next(place for place in (out, *out.absolute().parents) if os.path.exists(place))
+    if not there.is_dir() or not os.access(there, os.W_OK):
+        raise InputError(
+            f"could not write to {out}: {there} is no folder that may be written to; choose "
+            "another --out"
+        )
+
+
 def fresh_or_resumed(out: Path, resume: bool) -> None:
-    """Keeps an older run from being overwritten by accident."""
+    """Keeps an older run from being overwritten by accident, and a new one from having no place."""
+    check_place(out)
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
 

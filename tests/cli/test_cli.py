@@ -413,6 +413,11 @@ def test_an_unwritable_place(gansparse, workplace, tmp_path):
     done = gansparse(*small(workplace, tmp_path / "file" / "run"))
     refused(done, "could not write")
     assert "4/4" not in done.stderr, "told before hours of training, not after"
+    scores = ("eval", "dcgan", *pair(workplace)[:4], "--out", tmp_path)
+    refused(gansparse(*scores), "is a folder: name the JSON file")
+    compared = ("compare", *pair(workplace), "--out", tmp_path / "file")
+    refused(gansparse(*compared), "could not write to")
+    refused(gansparse("demo", "--out", tmp_path / "file" / "demo"), "could not write to")
 
 
 def test_a_truncated_checkpoint(gansparse, workplace, tmp_path):

@@ -320,3 +320,6 @@ def test_celebas_pictures_may_be_named_by_their_own_folder(tmp_path):
     tasks = [load_task("stargan", place, **more) for place in (tmp_path, tmp_path / "images")]
     first, second = (task.batch(0) for task in tasks)
     assert all(torch.equal(value, second[key]) for key, value in first.items())
+    words = ["train", "stargan", "--celeba_image_dir", tmp_path / "images", "--image_size", 32]
+    with pytest.raises(InputError, match="no attribute 'Nose'"):
+        run(*words, "--selected_attrs", "Black_Hair", "Nose", "--celeba_crop_size", 32, *SMALL)
