@@ -59,7 +59,7 @@ def compress(
     granularity: Annotated[
         str, typer.Option(help="element, vector, block, kernel, filter or 2:4.")
     ] = "element",
-    recipe: Annotated[str, typer.Option(help="Technique of Table 1; b is self-supervised.")] = "b",
+    recipe: Annotated[str, typer.Option(help="Letter of a technique; b is self-supervised.")] = "b",
     steps: Annotated[
         int | None, typer.Option(help="Default: a tenth of the original training.")
     ] = None,
@@ -118,6 +118,16 @@ def compress(
         --generator latest_net_G_B.pth --discriminator latest_net_D_B.pth
         --discriminator latest_net_D_A.pth --out runs/mine --resume
       torchrun --nproc-per-node 4 -m gansparse compress stargan --dataroot ~/celeba ...
+
+    Techniques of Table 1 (--recipe):
+      a  no compression                         i  gradual pruning, distillation, D fixed
+      b  self-supervised                        j  adversarial learning
+      c  small dense network                    k  knowledge distillation
+      d  one-shot pruning, fine-tuning          l  distillation of intermediate layers
+      e  gradual pruning, fine-tuning           m  E-M quantization
+      f  gradual pruning in first training      n  prune both G and D
+      g  one-shot pruning, distillation         o  small dense network, trained D
+      h  gradual pruning with distillation
 
     Of CycleGAN's discriminators the first judges domain A: in the originals' files that is
     latest_net_D_B.

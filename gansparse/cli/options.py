@@ -153,7 +153,11 @@ ScaleOption = Annotated[
     int | None, typer.Option("--scale", "--upscale-factor", help="SRGAN: 2, 4 or 8.")
 ]
 VGGOption = Annotated[
-    Path | None, typer.Option(help="SRGAN: VGG16's weights, for the perceptual loss.")
+    Path | None,
+    typer.Option(
+        help="SRGAN: VGG16's weights, for the perceptual loss; discriminator: its features; none: no "
+        "such loss."
+    ),
 ]
 TestSetOption = Annotated[
     list[Path] | None, typer.Option("--test-set", help="SRGAN: a folder to take PSNR and SSIM on.")

@@ -188,7 +188,9 @@ def load_report(run: str | Path) -> Report:
     path = Path(run)
     path = path if path.suffix == ".json" else path / "report.json"
     if not path.is_file():
-        raise InputError(f"{path}: no such file; make it with `gansparse demo --out {path.parent}`")
+        raise InputError(
+            f"{path}: no such file; gansparse demo, compare and sweep write it into their --out"
+        )
     try:
         document = read_json(path)
     except GansparseError as error:

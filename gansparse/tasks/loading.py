@@ -331,7 +331,7 @@ def _srgan(
     train = SuperResolutionFolder(data, "train", scale=scale, crop_size=crop_size)
     valid = SuperResolutionFolder(data, "valid", scale=scale, augment=False)
     if vgg is not None:
-        options["perceptual"] = vgg
+        options["perceptual"] = str(vgg)  # or "none", or "discriminator"
     tests = {Path(p).name: SuperResolutionFolder(p, scale=scale, augment=False) for p in test_sets}
     return srgan_task(
         Batches(train, batch_size, seed, **reading),

@@ -87,8 +87,8 @@ def perceptual_features(
             "discriminator": "the perceptual term compares features of the discriminator given",
         }
         warnings.warn(
-            f"srgan: no weights of VGG16, so {instead[perceptual]}; give perceptual= the path of "
-            f"torchvision's vgg16 file, or say {perceptual!r}",
+            f"srgan: no weights of VGG16, so {instead[perceptual]}; give the path of torchvision's "
+            f"vgg16 file as perceptual= (--vgg), or say {perceptual!r} there",
             stacklevel=3,
         )
     if perceptual == "none":

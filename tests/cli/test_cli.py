@@ -20,6 +20,7 @@ import typer
 
 from gansparse.cli import app
 from gansparse.cli.options import choose_device
+from gansparse.compress import RECIPES
 from gansparse.data.synthetic import KINDS
 from gansparse.errors import InputError
 from gansparse.files import load_tensors, save_tensors
@@ -102,6 +103,12 @@ def test_help(command):
     assert shown.exit_code == 0
     if command not in ("", "train", "data"):
         assert f"gansparse {command}" in shown.stdout, "an example shows how to call it"
+
+
+def test_help_names_every_technique():
+    shown = typer.main.get_command(app).commands["compress"].help
+    for recipe in RECIPES.values():
+        assert f"{recipe.key}  {recipe.technique}" in shown
 
 
 def every_command(group, path=()):

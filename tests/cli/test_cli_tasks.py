@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -312,6 +314,16 @@ def test_a_dcgan_of_a_folder_of_pictures(tmp_path, monkeypatch):
     np.savez(digits, x_train=np.zeros((8, 28, 28), np.uint8), y_train=np.zeros(8, np.int64))
     with pytest.raises(InputError, match="digits have 1 channel, but the pictures to make have 3"):
         load_task("dcgan", digits, generator=g, discriminator=d)
+
+
+def test_srgan_without_a_perceptual_loss_says_nothing(tmp_path):
+    write_synthetic("hr", tmp_path, count=2, size=48)
+    more = {"crop_size": 32, "batch_size": 2, "ngf": 8, "ndf": 2, "num_workers": 0}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_task("srgan", tmp_path, vgg=Path("none"), **more)
+    with pytest.warns(UserWarning, match=r"srgan: no weights of VGG16, .*\(--vgg\)"):
+        load_task("srgan", tmp_path, **more)
 
 
 def test_celebas_pictures_may_be_named_by_their_own_folder(tmp_path):

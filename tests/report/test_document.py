@@ -99,7 +99,7 @@ def test_refuses_a_file_that_is_no_document(run, text):
 
 def test_missing_file_names_the_remedy(tmp_path):
     with pytest.raises(
-        InputError, match=r"report.json: no such file; make it with `gansparse demo"
+        InputError, match=r"report.json: no such file; gansparse demo, compare and sweep"
     ):
         load_report(tmp_path)
 
