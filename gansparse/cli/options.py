@@ -155,8 +155,8 @@ ScaleOption = Annotated[
 VGGOption = Annotated[
     Path | None,
     typer.Option(
-        help="SRGAN: VGG16's weights, for the perceptual loss; discriminator: its features; none: no "
-        "such loss."
+        help="SRGAN: VGG16's weights, for the perceptual loss; discriminator: its features; none: "
+        "no such loss."
     ),
 ]
 TestSetOption = Annotated[
