@@ -85,7 +85,7 @@ def check_fit(task: GANTask, generator: nn.Module, d: nn.Module | None) -> None:
                 task.judge(d, fake, batch)
     except (GansparseError, torch.OutOfMemoryError):
         raise
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, TypeError) as error:
         line = (str(error) or type(error).__name__).splitlines()[0]
         raise InputError(
             f"task {task.name}: {fault}: {line}; G and D must be a pair that was trained together, "

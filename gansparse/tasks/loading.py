@@ -35,7 +35,7 @@ from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shi
 from gansparse.models.families import load_discriminator, load_generator
 from gansparse.tasks.cyclegan import cyclegan_task
 from gansparse.tasks.dcgan import dcgan_task, latent_task
-from gansparse.tasks.gan import Batch, GANTask
+from gansparse.tasks.gan import GANTask
 from gansparse.tasks.pix2pix import pix2pix_task
 from gansparse.tasks.srgan import srgan_task
 from gansparse.tasks.stargan import stargan_task
@@ -114,39 +114,27 @@ def load_task(
     }
     task = load(data, files, _listed(discriminator), seed=seed, reading=reading, **options)
     task = replace(task, weights={**task.weights, **(weights or {})})
-    if files:
-        _check_fit(task, scoring)
+    if files and scoring:
+        _check_scored(task)
     return task
 
 
-def _check_fit(task: GANTask, scoring: bool) -> None:
-    """Runs one sample through networks that come from files.
+def _check_scored(task: GANTask) -> None:
+    """Runs a generator that comes from a file, on one sample, before pictures are read for hours.
 
     Raises:
-        InputError: they fit neither each other nor the pictures.
+        InputError: it is another task's, or its pictures are of another size.
     """
-    what, g, d = "the generator", task.generator.eval(), task.discriminator.eval()
-    try:
-        with torch.no_grad():
-            if scoring:
-                for view in task.views[:1]:
-                    view.make(g, _first_of(view.batch(0)))
-                return
-            batch = _first_of(task.batch(0))
-            fake = task.generate(g, batch)
-            what = "the discriminator"
-            real, judged = task.judge(d, task.real(batch), batch), task.judge(d, fake, batch)
-            task.discriminator_terms(real, judged, batch)
-    except (RuntimeError, TypeError, AttributeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"task {task.name}: {what} given fits neither this task nor its pictures ({reason}); "
-            "look at --generator, --discriminator and the pictures' sizes"
-        ) from error
-
-
-def _first_of(batch: Batch) -> Batch:
-    return {name: value[:1] for name, value in batch.items()}
+    for view in task.views[:1]:
+        batch = {name: value[:1] for name, value in view.batch(0).items()}
+        try:
+            with torch.no_grad():
+                view.make(task.generator.eval(), batch)
+        except (RuntimeError, TypeError) as error:
+            raise InputError(
+                f"task {task.name}: the generator does not take its inputs: "
+                f"{str(error).splitlines()[0]}; look at --generator and the pictures' sizes"
+            ) from error
 
 
 def _dcgan(

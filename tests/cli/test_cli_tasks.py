@@ -265,19 +265,22 @@ def test_networks_that_do_not_fit_are_refused_by_name(tmp_path):
     }
     for name, net in nets.items():
         save_tensors(tmp_path / f"{name}.safetensors", net.state_dict())
-    more = {"load_size": 36, "crop_size": 32, "num_workers": 0}
+    data = ["--data", tmp_path / "data", *SIZES["pix2pix"], *SMALL]
+
+    def files(**names):
+        return [
+            x for what, n in names.items() for x in (f"--{what}", tmp_path / f"{n}.safetensors")
+        ]
+
     for g, d, words in (
-        ("star", "patch", "the generator given fits neither"),
-        ("unet", "other", "the discriminator given fits neither .*6 channels"),
-        ("unet", "patch", None),
+        ("star", "patch", "pix2pix: the generator does not take its inputs: .*labels"),
+        ("unet", "other", "pix2pix: the discriminator does not take the real pictures: .*channels"),
     ):
-        files = {"generator": tmp_path / f"{g}.safetensors"}
-        files["discriminator"] = tmp_path / f"{d}.safetensors"
-        if words is None:
-            load_task("pix2pix", tmp_path / "data", **files, **more)
-        else:
-            with pytest.raises(InputError, match=words):
-                load_task("pix2pix", tmp_path / "data", **files, **more)
+        pair_of = files(generator=g, discriminator=d)
+        with pytest.raises(InputError, match=words):
+            run("compress", "pix2pix", *data, *pair_of, "--steps", 1, "--out", tmp_path / "out")
+    with pytest.raises(InputError, match="pix2pix: the generator does not take its inputs"):
+        run("eval", "pix2pix", *data, *files(generator="star"))
 
 
 def test_a_pair_tells_how_long_it_was_trained(tmp_path):
