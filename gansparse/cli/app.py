@@ -170,8 +170,21 @@ def main() -> NoReturn:
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.showwarning = _note  # type: ignore[assignment]
     try:
-        app()
+        status = app(standalone_mode=False)
     except GansparseError as error:
-        typer.echo(f"gansparse: error: {error}", err=True)
-        sys.exit(2)
-    sys.exit(0)
+        _refuse(str(error))
+    except Exception as error:
+        # typer's, of the words on the command line; where its class lives depends on the version
+        if not hasattr(error, "format_message"):
+            raise
+        message, ctx = error.format_message(), getattr(error, "ctx", None)
+        if type(error).__name__ == "NoArgsIsHelpError":
+            typer.echo(message, err=True, nl=bool(message))  # the help, where rich did not print it
+            sys.exit(2)
+        _refuse(f"{message.rstrip('.')}; see {ctx.command_path if ctx else 'gansparse'} --help")
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _refuse(reason: str) -> NoReturn:
+    typer.echo(f"gansparse: error: {' '.join(reason.split())}", err=True)
+    sys.exit(2)

@@ -278,9 +278,31 @@ def test_a_cuda_device_that_is_not_there(monkeypatch):
     ],
 )
 def test_numbers_out_of_range(gansparse, words):
+    refused(gansparse(*words.split()), f"Invalid value for '{words.split()[-2]}'")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("compress --sparsty 0.5", ("No such option: --sparsty", "--sparsity)")),
+        ("compress --sparsity much", ("Invalid value for '--sparsity'",)),
+        ("compress dcgn", ("'dcgn'", "dcgan")),
+        ("frobnicate", ("No such command 'frobnicate'",)),
+        ("deploy", ("Missing argument",)),
+    ],
+)
+def test_words_that_say_nothing(gansparse, words, told):
     done = gansparse(*words.split())
+    refused(done, *told, " --help")
+    assert len(done.stderr.splitlines()) == 1
+    assert not done.stdout
+
+
+@pytest.mark.parametrize("words", [(), ("train",)])
+def test_a_group_alone_shows_its_help(gansparse, words):
+    done = gansparse(*words)
     assert done.returncode == 2
-    assert f"Invalid value for '{words.split()[-2]}'" in done.stderr
+    assert (done.stdout + done.stderr).count("dcgan" if words else "compress ") == 1
 
 
 @pytest.mark.parametrize(
