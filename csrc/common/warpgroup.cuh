@@ -105,13 +105,13 @@ __device__ __forceinline__ void pin(float (&sums)[kWarpgroupSums]) {
   GANSPARSE_FOUR_SUMS(i), GANSPARSE_FOUR_SUMS((i) + 4), GANSPARSE_FOUR_SUMS((i) + 8), \
       GANSPARSE_FOUR_SUMS((i) + 12)
 #define GANSPARSE_WARPGROUP_PRODUCT(types) \
-  asm volatile("{ .reg .pred add; setp.eq.u32 add, 0, 0; "                                     \
+  asm volatile("{ .reg .pred p; setp.eq.u32 p, 0, 0; "                                         \
                "wgmma.mma_async.sp.sync.aligned.m64n256k32.f32." types                         \
                " {%0,%1,%2,%3,%4,%5,%6,%7,%8,%9," GANSPARSE_TEN(1) GANSPARSE_TEN(2)            \
                    GANSPARSE_TEN(3) GANSPARSE_TEN(4) GANSPARSE_TEN(5) GANSPARSE_TEN(6)         \
                        GANSPARSE_TEN(7) GANSPARSE_TEN(8) GANSPARSE_TEN(9) GANSPARSE_TEN(10)    \
                            GANSPARSE_TEN(11) "%120,%121,%122,%123,%124,%125,%126,%127}, "      \
-               "{%128,%129,%130,%131}, %132, %133, 0, add, 1, 1, 0; }"                         \
+               "{%128,%129,%130,%131}, %132, %133, 0, p, 1, 1, 0; }"                           \
                : GANSPARSE_SUMS(0), GANSPARSE_SUMS(16), GANSPARSE_SUMS(32),                    \
                  GANSPARSE_SUMS(48), GANSPARSE_SUMS(64), GANSPARSE_SUMS(80),                   \
                  GANSPARSE_SUMS(96), GANSPARSE_SUMS(112)                                       \
