@@ -17,7 +17,8 @@ int attribute(cudaDeviceAttr which, int device) {
   return value;
 }
 
-// Refuses what this device has no room for; else allows the kernel its shared memory.
+// Refuses what this device has no room for; else allows the kernel all shared memory there is: the
+// allowance is the function's, not the launch's, and a launch by another thread must not lower it.
 template <class Kernel>
 unsigned admit(Kernel* kernel, int64_t blocks, int64_t shared_bytes, int64_t limit) {
   if (shared_bytes > limit || blocks > INT32_MAX) {
@@ -27,7 +28,7 @@ unsigned admit(Kernel* kernel, int64_t blocks, int64_t shared_bytes, int64_t lim
                       " and 2^31: use torch's dense convolution");
   }
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                  static_cast<int>(shared_bytes)),
+                                  static_cast<int>(limit)),
              kOp, "cudaFuncSetAttribute");
   return static_cast<unsigned>(blocks);
 }

@@ -29,9 +29,9 @@ void launch_warpgroups(const TileProblem& problem, int device, cudaStream_t stre
                       " blocks; this device has " + std::to_string(limit) +
                       " and 2^31: pack it with 32 or 64 rows");
   }
-  check_cuda(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, plan.shared_bytes),
-      kOp, "cudaFuncSetAttribute");
+  // All there is: the allowance is the function's, and another thread's launch must not lower it.
+  check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), kOp,
+             "cudaFuncSetAttribute");
   kernel<<<static_cast<unsigned>(blocks), kWarpgroupThreads, static_cast<size_t>(plan.shared_bytes),
            stream>>>(arguments);
   check_launch(kOp);
