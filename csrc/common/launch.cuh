@@ -5,6 +5,8 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <map>
+#include <mutex>
 #include <string>
 
 #include "common/check.h"
@@ -45,12 +47,35 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+// Where the current device's StreamMemory comes from. CUDA's default pool gives all that is free
+// back to the system whenever someone waits for the device; the next call would have to ask anew.
+inline cudaMemPool_t memory_pool(const char* op) {
+  constexpr uint64_t kKept = uint64_t{256} << 20;  // bytes
+  static std::mutex lock;
+  static std::map<int, cudaMemPool_t> pools;
+  int device = 0;
+  check_cuda(cudaGetDevice(&device), op, "cudaGetDevice");
+  const std::lock_guard<std::mutex> guard(lock);
+  if (const auto found = pools.find(device); found != pools.end()) return found->second;
+  cudaMemPoolProps wanted{};
+  wanted.allocType = cudaMemAllocationTypePinned;
+  wanted.location.type = cudaMemLocationTypeDevice;
+  wanted.location.id = device;
+  cudaMemPool_t pool = nullptr;
+  check_cuda(cudaMemPoolCreate(&pool, &wanted), op, "cudaMemPoolCreate");
+  uint64_t kept = kKept;
+  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), op,
+             "cudaMemPoolSetAttribute");
+  return pools[device] = pool;
+}
+
 // Memory for the kernels of one call: allocated and freed in the order of the stream, so nothing
 // waits, and a captured graph has its own.
 class StreamMemory {
  public:
   StreamMemory(size_t bytes, cudaStream_t stream, const char* op) : stream_(stream) {
-    check_cuda(cudaMallocAsync(&memory_, bytes, stream), op, "cudaMallocAsync");
+    check_cuda(cudaMallocFromPoolAsync(&memory_, bytes, memory_pool(op), stream), op,
+               "cudaMallocFromPoolAsync");
   }
   ~StreamMemory() { cudaFreeAsync(memory_, stream_); }  // in a destructor there is no one to tell
   StreamMemory(const StreamMemory&) = delete;
