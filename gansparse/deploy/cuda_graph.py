@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from typing import Any
 
@@ -68,6 +69,26 @@ def search(run: Run, *inputs: Any) -> Any:
         return run(*inputs)
 
 
+def _capture(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
+    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+
+
+@contextmanager
+def _whole_after(stream: torch.cuda.Stream) -> Iterator[None]:
+    """Undo what torch leaves behind a capture that fails.
+
+    That is: its own stream as the current one, and a generator of random numbers that takes itself
+    for captured, and refuses to give any, until a capture has ended well.
+    """
+    with torch.cuda.stream(stream):
+        try:
+            yield
+        except RuntimeError:
+            with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph()):
+                torch.ones((), device=stream.device)
+            raise
+
+
 class Graphed:
     """A function of tensors, captured in a CUDA graph for inputs of these shapes.
 
@@ -98,7 +119,7 @@ class Graphed:
                     run(*self.given)
             current.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(self.graph, capture_error_mode="thread_local"):
+            with _whole_after(current), _capture(self.graph):
                 self.made = run(*self.given)
             self.done.record(current)
 

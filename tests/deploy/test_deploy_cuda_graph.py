@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from contextlib import contextmanager
+
 import pytest
 import torch
 from networks import picture
@@ -45,6 +47,31 @@ def test_replays_wait_for_each_other(monkeypatch):
     monkeypatch.setattr(stream, "wait_event", lambda event: log.append(("wait", event)))
     graph(picture())
     assert log == [("wait", graph.done), "replay", "record"]
+
+
+def test_after_a_capture_that_fails_all_is_as_before(monkeypatch):
+    """The stream is the caller's; a capture has ended well: till then torch draws no numbers."""
+    log, current, calls = [], torch.cuda.current_stream(), iter(range(9))
+    current.device = "cpu"
+
+    @contextmanager
+    def logged(name):
+        log.append(f"{name} begins")
+        try:
+            yield
+        finally:
+            log.append(f"{name} ends")
+
+    def refuse(x):
+        if next(calls) == 3:
+            raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: logged("capture"))
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: logged("stream"))
+    with pytest.raises(RuntimeError, match="not permitted"):
+        cuda_graph.Graphed(refuse, (picture(),))
+    captures = ["capture begins", "capture ends"] * 2
+    assert log == ["stream begins", "stream ends", "stream begins", *captures, "stream ends"]
 
 
 def test_within_another_capture_the_function_is_called(monkeypatch):
