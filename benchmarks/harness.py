@@ -186,7 +186,10 @@ def format_row(row: Row) -> str:
 
 
 def _git(*arguments: str) -> str:
-    done = subprocess.run(
-        ("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    try:
+        done = subprocess.run(
+            ("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False
+        )
+    except OSError:  # there is no git
+        return ""
     return done.stdout.strip()
