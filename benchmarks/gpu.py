@@ -214,6 +214,15 @@ def pybind11_folder() -> Path:
     return folder
 
 
+def architectures() -> str:
+    """Those to build for, where the devices need but two of all; "" elsewhere: as CMake has it."""
+    import torch
+
+    devices = map(torch.cuda.get_device_capability, range(torch.cuda.device_count()))
+    hopper = "CUDAARCHS" not in os.environ and set(devices) == {(9, 0)}
+    return "90-real;90a-real" if hopper else ""
+
+
 def build(run: Run, jobs: int) -> bool:
     """Straight with CMake, as scikit-build-core would; the module goes beside its sources."""
     core = BUILD / "core"
@@ -227,6 +236,7 @@ def build(run: Run, jobs: int) -> bool:
         f"-DSKBUILD_PROJECT_VERSION_FULL={made}", f"-DPython_EXECUTABLE={PYTHON}",
         f"-DCMAKE_PREFIX_PATH={pybind11_folder()}", f"-DCMAKE_CUDA_COMPILER={nvcc()}",
         *(["-G", "Ninja"] if ninja else []),
+        *([f"-DCMAKE_CUDA_ARCHITECTURES={found}"] if (found := architectures()) else []),
     ]  # fmt: skip
     status, _ = run.stage("configure", *configure, limit=60)
     if status != 0:

@@ -67,6 +67,17 @@ def test_the_venv_holds_this_tree_as_the_installed_package(
     assert told.stdout.split() == [version, str(ROOT / "gansparse" / "__init__.py")], told.stderr
 
 
+def test_it_builds_for_what_is_here_unless_told(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    with_a_gpu(monkeypatch)
+    monkeypatch.delenv("CUDAARCHS", raising=False)
+    for capability, wanted in (((9, 0), "90-real;90a-real"), ((10, 0), "")):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, told=capability: told)
+        assert gpu.architectures() == wanted
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
+    monkeypatch.setenv("CUDAARCHS", "90")
+    assert gpu.architectures() == ""
+
+
 # ---- Stages --------------------------------------------------------------------------------------
 
 
