@@ -182,8 +182,12 @@ def make_venv() -> str:
     assert found
     facts = packages / f"gansparse-{found[1]}.dist-info"
     facts.mkdir()
-    metadata = f"Metadata-Version: 2.1\nName: gansparse\nVersion: {found[1]}\n"
-    (facts / "METADATA").write_text(metadata)
+    needs = re.search(r"^dependencies = \[\n(.+?)^\]", project, re.MULTILINE | re.DOTALL)
+    assert needs
+    lines = ["Metadata-Version: 2.1", "Name: gansparse", f"Version: {found[1]}"]
+    found_needs = re.findall(r'^ *"(.+)",$', needs[1], re.MULTILINE)
+    lines += [f"Requires-Dist: {need}" for need in found_needs]
+    (facts / "METADATA").write_text("\n".join(lines) + "\n")
     script = PYTHON.with_name("gansparse")
     script.write_text(f"#!{PYTHON}\nfrom gansparse.cli import main\nmain()\n")
     script.chmod(0o755)

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from importlib.metadata import requires
 from pathlib import Path
 from typing import Any
 
@@ -62,9 +63,14 @@ def test_the_venv_holds_this_tree_as_the_installed_package(
 ) -> None:
     monkeypatch.setattr(gpu, "PYTHON", tmp_path / "venv" / "bin" / "python")
     version = gpu.make_venv()
-    code = "import gansparse, numpy; print(gansparse.__version__, gansparse.__file__)"
+    code = (
+        "import gansparse, numpy; from importlib.metadata import requires\n"
+        "print(gansparse.__version__, gansparse.__file__, len(requires('gansparse')))"
+    )
     told = subprocess.run([gpu.PYTHON, "-c", code], capture_output=True, text=True, cwd=tmp_path)
-    assert told.stdout.split() == [version, str(ROOT / "gansparse" / "__init__.py")], told.stderr
+    needs = sum("extra ==" not in need for need in requires("gansparse") or [])
+    here = str(ROOT / "gansparse" / "__init__.py")
+    assert told.stdout.split() == [version, here, str(needs)], told.stderr
 
 
 def test_it_builds_for_what_is_here_unless_told(gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
