@@ -69,23 +69,26 @@ def search(run: Run, *inputs: Any) -> Any:
         return run(*inputs)
 
 
-def _capture(graph: torch.cuda.CUDAGraph) -> AbstractContextManager[None]:
-    return torch.cuda.graph(graph, capture_error_mode="thread_local")
+def _capture(
+    graph: torch.cuda.CUDAGraph, stream: torch.cuda.Stream
+) -> AbstractContextManager[None]:
+    """On a stream of the right device: torch's own is of the one that captured first."""
+    return torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local")
 
 
 @contextmanager
-def _whole_after(stream: torch.cuda.Stream) -> Iterator[None]:
+def _whole_after(current: torch.cuda.Stream, side: torch.cuda.Stream) -> Iterator[None]:
     """Undo what torch leaves behind a capture that fails.
 
-    That is: its own stream as the current one, and a generator of random numbers that takes itself
+    That is: the side stream as the current one, and a generator of random numbers that takes itself
     for captured, and refuses to give any, until a capture has ended well.
     """
-    with torch.cuda.stream(stream):
+    with torch.cuda.stream(current):
         try:
             yield
         except RuntimeError:
-            with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph()):
-                torch.ones((), device=stream.device)
+            with suppress(RuntimeError), _capture(torch.cuda.CUDAGraph(), side):
+                torch.ones((), device=side.device)
             raise
 
 
@@ -119,7 +122,7 @@ class Graphed:
                     run(*self.given)
             current.wait_stream(side)
             self.graph = torch.cuda.CUDAGraph()
-            with _whole_after(current), _capture(self.graph):
+            with _whole_after(current, side), _capture(self.graph, side):
                 self.made = run(*self.given)
             self.done.record(current)
 

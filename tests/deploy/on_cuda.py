@@ -97,7 +97,7 @@ def record_graphs(monkeypatch) -> None:
     stream = SimpleNamespace(wait_stream=lambda other: None, wait_event=lambda event: None)
     for name, value in {
         "CUDAGraph": Recorded,
-        "graph": lambda graph, capture_error_mode: graph,
+        "graph": lambda graph, stream, capture_error_mode: graph,
         "Event": lambda: SimpleNamespace(record=lambda stream: None),
         "Stream": lambda: stream,
         "current_stream": lambda: stream,
