@@ -46,6 +46,7 @@ py::dict build_info() {
 #endif
   info["simd_available"] = names(available_simd_levels());
   info["simd"] = name_of(simd_level());
+  info["native_bf16"] = native_bf16();
   info["openmp"] = openmp_runtime();
   info["threads"] = max_threads();
 #ifdef GANSPARSE_WITH_CUDA

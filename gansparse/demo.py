@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from gansparse import _C
 from gansparse.compress.api import load_task
 from gansparse.compress.compare import Comparison, Entry, Watcher
 from gansparse.compress.config import TrainConfig
@@ -21,8 +23,9 @@ def run_demo(
     out: str | Path,
     *,
     sparsity: float = 0.75,
-    steps: int = 190,
+    steps: int = 120,
     num_samples: int = 5_000,
+    precision: str = "auto",
     seed: int = 0,
     device: str | torch.device = "cpu",
     watcher: Watcher | None = None,
@@ -35,6 +38,8 @@ def run_demo(
         sparsity: share of zeros.
         steps: generator steps of each technique.
         num_samples: pictures a generator is scored with.
+        precision: of training: ``fp32``, ``bf16`` or ``auto``: bf16 on a processor that has
+            instructions for it, where it is 1.5 times as fast, and fp32 elsewhere.
         seed: of everything random.
         device: where to compute.
         watcher: gets told the progress.
@@ -52,8 +57,14 @@ def run_demo(
         device=device,
         watcher=watcher,
     )
-    configs = [
-        TrainConfig(recipe=key, steps=steps, sparsity=sparsity, seed=seed, ema=0.99)
-        for key in DEMO_RECIPES
-    ]
+    if precision == "auto":
+        precision = fastest_precision(torch.device(device))
+    base = TrainConfig(steps=steps, sparsity=sparsity, seed=seed, precision=precision, ema=0.99)
+    configs = [replace(base, recipe=key) for key in DEMO_RECIPES]
     return comparison.run([Entry(config) for config in configs])
+
+
+def fastest_precision(device: torch.device) -> str:
+    """``bf16`` on a processor that multiplies it in instructions of its own, ``fp32`` elsewhere."""
+    native = device.type == "cpu" and _C.build_info()["native_bf16"]
+    return "bf16" if native else "fp32"

@@ -39,6 +39,7 @@ def collect() -> dict[str, Any]:
             "simd_built": build["simd_built"],
             "simd_available": build["simd_available"],
             "simd": build["simd"],
+            "native_bf16": build["native_bf16"],
             "threads": torch.get_num_threads(),
             "openmp": build["openmp"],
         },
@@ -73,6 +74,7 @@ def format_info() -> str:
     lines += [
         ("cpu", cpu["machine"]),
         ("simd", f"{cpu['simd']} (built: {', '.join(cpu['simd_built'])})"),
+        ("bf16", "native" if cpu["native_bf16"] else "not native: fp32 is faster here"),
         ("threads", f"{cpu['threads']}, by {cpu['openmp'] or 'no OpenMP runtime: one thread'}"),
     ]
     if cuda["built"]:
@@ -91,12 +93,19 @@ def format_info() -> str:
 
 
 def cpu_name() -> str:
-    """The processor's name as Linux gives it, or the architecture's."""
+    """The processor's name as Linux gives it, with its generation, or the architecture's.
+
+    Virtual machines often call every generation the same: family and model tell them apart.
+    """
+    facts: dict[str, str] = {}
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:
             for line in lines:
-                if line.startswith("model name"):
-                    return line.split(":", 1)[1].strip()
+                key, _, value = line.partition(":")
+                facts.setdefault(key.strip(), value.strip())
     except OSError:
         pass
-    return platform.machine()
+    if "model name" not in facts:
+        return platform.machine()
+    parts = (("", "model name"), ("family ", "cpu family"), ("model ", "model"))
+    return " ".join(label + facts[key] for label, key in parts if key in facts)

@@ -7,13 +7,14 @@ import os
 import subprocess
 import sys
 import threading
+from pathlib import Path
 
 import pytest
 import torch
 
 from gansparse import _C
 from gansparse.errors import InputError
-from gansparse.info import collect, format_info
+from gansparse.info import collect, cpu_name, format_info
 from gansparse.optim import MaskedAdam
 
 # Runtimes that are mapped into the process, by file.
@@ -120,4 +121,21 @@ def test_info_tells_everything_as_json_and_as_text() -> None:
         assert f"op {name}" in text
         assert "plain" in built
     assert facts["cpu"]["simd"] in facts["cpu"]["simd_available"]
+    assert facts["cpu"]["machine"] in text
     assert facts["cuda"]["devices"] or facts["cuda"]["problem"]
+
+
+def test_native_bf16_is_what_the_system_says_of_the_processor() -> None:
+    flags = Path("/proc/cpuinfo").read_text().split()
+    expected = "avx512_bf16" in flags and "avx512" in _C.build_info()["simd_available"]
+    assert _C.build_info()["native_bf16"] is expected
+
+
+def test_the_processor_s_name_tells_its_generation() -> None:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    facts = {key.strip(): value.strip() for key, _, value in (x.partition(":") for x in lines)}
+    if "model name" not in facts:
+        pytest.skip("this system names no processor")
+    assert cpu_name().startswith(facts["model name"])
+    if "cpu family" in facts:
+        assert cpu_name().endswith(f"family {facts['cpu family']} model {facts['model']}")

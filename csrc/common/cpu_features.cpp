@@ -3,6 +3,9 @@
 
 #include <atomic>
 #include <cstdlib>
+#ifdef GANSPARSE_WITH_X86
+#include <cpuid.h>
+#endif
 
 #include "common/check.h"
 
@@ -63,6 +66,18 @@ SimdLevel simd_level() {
     level_in_use.store(level, std::memory_order_relaxed);
   }
   return static_cast<SimdLevel>(level);
+}
+
+bool native_bf16() {
+#ifdef GANSPARSE_WITH_X86
+  // By number: not every compiler that can build this has a name for it.
+  constexpr unsigned kLeaf = 7, kSubleaf = 1, kAvx512Bf16 = 1u << 5;  // of EAX
+  unsigned a = 0, b = 0, c = 0, d = 0;
+  return available_simd_levels().back() == SimdLevel::kAvx512 &&
+         __get_cpuid_count(kLeaf, kSubleaf, &a, &b, &c, &d) != 0 && (a & kAvx512Bf16) != 0;
+#else
+  return false;
+#endif
 }
 
 void set_simd_level(const std::string& name) {

@@ -18,6 +18,9 @@ std::vector<SimdLevel> available_simd_levels();
 // The level in use.
 SimdLevel simd_level();
 
+// Whether the processor multiplies bfloat16 in instructions of its own (AVX512_BF16).
+bool native_bf16();
+
 // For tests and benchmarks: use `name` from now on, in every thread.
 void set_simd_level(const std::string& name);
 

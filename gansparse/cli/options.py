@@ -36,6 +36,14 @@ class Precision(str, Enum):
     bf16 = "bf16"
 
 
+class PrecisionOrAuto(str, Enum):
+    """`Precision`, or what is fastest here."""
+
+    auto = "auto"
+    fp32 = "fp32"
+    bf16 = "bf16"
+
+
 def _defaults_from(context: typer.Context, path: Path | None) -> Path | None:
     """The file's values become the command's defaults; what is typed goes before them."""
     if path is not None:

@@ -5,9 +5,10 @@ import functools
 import json
 
 import pytest
+import torch
 
 from gansparse.compress import TrainConfig
-from gansparse.demo import DEMO_RECIPES
+from gansparse.demo import DEMO_RECIPES, fastest_precision
 from gansparse.files import load_tensors
 
 SMALL = ("--steps", 2, "--num-samples", 40, "--device", "cpu")
@@ -31,6 +32,8 @@ def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(
     assert "b element 0.75 seed 0: 2/2, took" in done.stderr, "progress, with its time"
     document = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert tuple(run["key"] for run in document["runs"]) == DEMO_RECIPES
+    config = json.loads((tmp_path / "demo" / "b-element-0.75-seed0" / "config.json").read_text())
+    assert config["precision"] == fastest_precision(torch.device("cpu"))
     for run in document["runs"]:
         assert run["achieved_sparsity"] == pytest.approx(0.75, abs=0.001)
         pictures = load_tensors(tmp_path / "demo" / run["samples"])[0]["images"]
@@ -42,3 +45,12 @@ def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(
     assert gansparse("demo", "--out", tmp_path / "demo", *SMALL).returncode == 0
     after = (tmp_path / "demo" / "b-element-0.75-seed0" / "result.json").stat().st_mtime_ns
     assert after == before, "a finished run is not run again"
+
+
+@pytest.mark.parametrize(
+    ("device", "native", "expected"),
+    [("cpu", True, "bf16"), ("cpu", False, "fp32"), ("cuda", True, "fp32")],
+)
+def test_training_is_in_bf16_where_the_processor_has_it(monkeypatch, device, native, expected):
+    monkeypatch.setattr("gansparse._C.build_info", lambda: {"native_bf16": native})
+    assert fastest_precision(torch.device(device)) == expected
