@@ -28,9 +28,12 @@ if TYPE_CHECKING:
 
 
 def fid(
-    a: Annotated[Path, typer.Argument(help="Folder of pictures, or .npz of statistics.")],
+    a: Annotated[
+        Path, typer.Argument(metavar="A", help="Folder of pictures, or .npz of statistics.")
+    ],
     b: Annotated[
-        Path | None, typer.Argument(help="Likewise; with --save-stats the .npz to write.")
+        Path | None,
+        typer.Argument(metavar="B", help="Likewise; with --save-stats the .npz to write."),
     ] = None,
     generator: Annotated[
         Path | None, typer.Option(help="Weights of a DCGAN generator, in place of B.")

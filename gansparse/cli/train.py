@@ -86,7 +86,7 @@ def train_dcgan(
     out: Annotated[Path, typer.Option(help="Folder for results.")] = Path("runs/dcgan"),
     epochs: Annotated[
         int, typer.Option("--epochs", "--niter", min=1, help="Passes over the data.")
-    ] = 10,
+    ] = 25,
     steps: StepsOption = None,
     batch_size: Annotated[int, typer.Option("--batch-size", "--batchSize", min=2)] = 64,
     image_size: Annotated[
