@@ -74,7 +74,7 @@ def format_info() -> str:
     lines += [
         ("cpu", cpu["machine"]),
         ("simd", f"{cpu['simd']} (built: {', '.join(cpu['simd_built'])})"),
-        ("bf16", "native" if cpu["native_bf16"] else "not native: fp32 is faster here"),
+        ("bf16", "native" if cpu["native_bf16"] else "not native"),
         ("threads", f"{cpu['threads']}, by {cpu['openmp'] or 'no OpenMP runtime: one thread'}"),
     ]
     if cuda["built"]:
