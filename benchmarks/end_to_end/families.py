@@ -18,7 +18,8 @@ weights/srgan_x4_netG.pth. What the families learn from them:
     srgan     BSD68, x4; G is the public one, so that the baseline is its discriminator
 
 `compress` is technique b at 50 and 75 % element and 50 % filter, `techniques` all fifteen at 50 %
-element, `warning` h, and m with 4, 2 and 1 bits, beside a; `report` makes a Markdown page with its
+element, `warning` h, and m with 4, 2 and 1 bits, beside a; --techniques d h --patterns element:0.75
+adds other runs to them, --name NAME keeps them apart; `report` makes a Markdown page with its
 figures of each of those that there are, and one of all their tables. A stopped command goes on
 where it was. A baseline takes half an hour or so on two cores; with --device cuda it is a larger
 network with more steps. A baseline of another seed (--seeds 1), where there is one, is the
@@ -380,21 +381,26 @@ def compare(shop: Workshop, given: argparse.Namespace) -> int:
     """Runs `compress`, `techniques` or `warning` and writes the report; the exit status."""
     family = shop.family
     with ProgressBars() as bars:
-        comparison = comparison_of(shop, given.command, bars, given.num_samples)
+        comparison = comparison_of(shop, given.name or given.command, bars, given.num_samples)
         steps = shop.steps or family.compress_steps or default_steps(comparison.task(shop.seed))
         base = TrainConfig(steps=steps, precision=shop.precision)
         base = base.with_settings([*family.settings, *given.set])
-        if given.command == "compress":
-            entries = entries_of(base, ["b"], OURS, given.seeds)
-        else:
-            others = [key for key in RECIPES if key != "a"]
-            if given.command == "warning":
-                others = ["h", "m"]
-            bits = BITS if given.command == "warning" else ()
-            entries = [as_trained(shop, comparison.out, base)]
-            entries += entries_of(base, others, [("element", 0.5)], given.seeds, bits)
+        keys, patterns, bits = ["b"], OURS, ()
+        if given.command != "compress":
+            keys, patterns = list(RECIPES), OURS[:1]
+        if given.command == "warning":
+            keys, bits = ["a", "h", "m"], BITS
+        keys, patterns = given.techniques or keys, given.patterns or patterns
+        entries = [as_trained(shop, comparison.out, base)] if "a" in keys else []
+        entries += entries_of(base, [k for k in keys if k != "a"], patterns, given.seeds, bits)
         run_entries(comparison, entries, bars, processes=given.processes, threads=given.threads)
     return finish(comparison.out)
+
+
+def pattern(word: str) -> tuple[str, float]:
+    """Of "filter:0.5"."""
+    granularity, sparsity = word.split(":")
+    return granularity, float(sparsity)
 
 
 def report(out: Path, to: Path, sections: Sequence[str]) -> None:
@@ -404,10 +410,7 @@ def report(out: Path, to: Path, sections: Sequence[str]) -> None:
         InputError: there is none.
     """
     runs = [
-        out / family / command
-        for family in FAMILIES
-        for command in ("compress", "techniques", "warning")
-        if (out / family / command / "report.json").exists()
+        file.parent for family in FAMILIES for file in sorted(out.glob(f"{family}/*/report.json"))
     ]
     if not runs:
         raise InputError(f"{out} holds no comparison yet: --help tells what comes first")
@@ -438,6 +441,9 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="default: the table's, or a tenth of them")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0], help="baseline: the first")
     parser.add_argument("--set", nargs="*", default=[], help="NAME=VALUE of TrainConfig or Reading")
+    parser.add_argument("--techniques", nargs="+", choices=RECIPES, help="default: the command's")
+    parser.add_argument("--patterns", nargs="+", type=pattern, metavar="GRANULARITY:SPARSITY")
+    parser.add_argument("--name", help="of the comparison's folder and page; default: the command")
     parser.add_argument("--num-samples", type=int, help="default: the family's")
     parser.add_argument("--precision", default="bf16", choices=("bf16", "fp32"))
     parser.add_argument("--device", default="cpu")
