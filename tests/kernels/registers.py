@@ -21,7 +21,7 @@ HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 BUILD = HERE.parent.parent / "build"
 RECORD = HERE / "registers.json"
-ARCHITECTURES = ("80", "90", "90a", "100")
+ARCHITECTURES = ("80", "90", "100")
 ONLY = {"sm90a": ("90a",)}  # of sources *_sm90a.cu
 
 # {room: {kernel: {architecture: {"registers": …, "shared": …, "stack": …, "spilled": …}}}}
