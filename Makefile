@@ -4,6 +4,9 @@ PYTHON ?= python3
 BIN := $(VENV)/bin
 SOURCES := $(shell find csrc -type f 2>/dev/null) CMakeLists.txt pyproject.toml .ci/setup tests/peers.txt
 
+# Every process that a test starts would compile the modules it imports.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test setup lint format bench gpu clean
 
 demo: $(VENV)/.ready  ## compress the shipped DCGAN in three ways and write a report
