@@ -175,7 +175,8 @@ struct Reader {
 
   bool runs;                              // pack_runs will do
   bool inside;                            // all that is read lies inside the pictures
-  typename Simd::Mask masks[kMostMasks];  // runs only; [row][column / 4][part][q]: what lies inside
+  bool direct;                            // from the pictures, and not staged
+  typename Simd::Mask masks[kMostMasks];  // direct, not inside: what is; [row][column / 4][part][q]
 
   Reader(const Problem& p, const Plan& plan, const Tile& tile) {
     const int64_t step = p.g.patch * p.g.stride;
@@ -184,9 +185,9 @@ struct Reader {
     const int64_t read_columns = (plan.lanes_x - 1) * step + (plan.columns + 3) / 4 * 4;
     inside = y0 >= 0 && y0 + plan.region_rows <= p.height && x0 >= 0 &&
              x0 + read_columns <= p.width && tile.n + plan.lanes_n <= p.batch;
-    runs = p.g.patch == 4 && p.g.stride == 1 && plan.lanes_x >= 4 &&
-           (inside || p.g.padding == Padding::kZeros);
-    if (!runs || inside) return;
+    runs = p.g.patch == 4 && p.g.stride == 1 && plan.lanes_x >= 4;
+    direct = inside || (runs && p.g.padding == Padding::kZeros);
+    if (!direct || inside) return;
     typename Simd::Mask* mask = masks;
     for (int64_t i = 0; i < plan.rows; ++i) {
       for (int64_t j = 0; j < plan.columns; j += 4) {
@@ -214,8 +215,7 @@ void load_block(const Problem& p, const Plan& plan, const Tile& tile, const Read
   const int64_t region = plan.region_rows * plan.region_pitch;
   const float* from = staged;
   int64_t row_pitch = plan.region_pitch, picture = region, channel = plan.lanes_n * region;
-  const bool direct = reader.runs || reader.inside;
-  if (direct) {
+  if (reader.direct) {
     const int64_t y0 = tile.y * p.g.stride - p.g.pad_h, x0 = tile.x * p.g.stride - p.g.pad_w;
     from = p.input + (tile.n * p.g.in_channels + c_begin) * plane + y0 * p.width + x0;
     row_pitch = p.width, picture = p.g.in_channels * plane, channel = plane;
@@ -223,7 +223,7 @@ void load_block(const Problem& p, const Plan& plan, const Tile& tile, const Read
   const Corners corners(plan, picture, step * row_pitch, step);
   float* to = scratch;
   for (int64_t c = c_begin; c < c_end; ++c, from += channel, to += plan.channel_floats) {
-    if (!direct && (c - c_begin) % kStaged == 0) {
+    if (!reader.direct && (c - c_begin) % kStaged == 0) {
       from = staged;
       for (int64_t i = 0; i < least(kStaged, c_end - c); ++i) {
         stage<Simd>(p, plan, tile, c + i, staged + i * channel);
@@ -231,7 +231,7 @@ void load_block(const Problem& p, const Plan& plan, const Tile& tile, const Read
     }
     if (!reader.runs) {
       pack<Simd>(plan, from, row_pitch, corners, to);
-    } else if (reader.inside) {
+    } else if (reader.inside || !reader.direct) {
       pack_runs<Simd, false>(plan, from, row_pitch, corners, reader.masks, to);
     } else {
       pack_runs<Simd, true>(plan, from, row_pitch, corners, reader.masks, to);
