@@ -139,7 +139,7 @@ def test_bad_options_are_one_line_and_write_nothing(workplace, tmp_path, more, m
 
 def test_ctrl_c_ends_all_processes_and_the_same_command_goes_on(workplace, tmp_path):
     out = tmp_path / "run"
-    more = ("--techniques", "d,h", "--steps", 120, "--save-every", 10, "--threads", 1)
+    more = ("--techniques", "d,h", "--steps", 40, "--save-every", 4, "--threads", 1)
     words = arguments(workplace, "compare", out, *more, "--processes", 2)
     process = subprocess.Popen(
         [sys.executable, "-m", "gansparse", *words],

@@ -12,12 +12,12 @@ from tiny import tiny_task
 
 from gansparse.compress import TrainConfig, Trainer
 
-STEPS = 160
+STEPS = 72
 
 
 def main(out: str) -> None:
     torch.set_num_threads(1)
-    config = TrainConfig(recipe="b", steps=STEPS, sparsity=0.75, save_every=7, recalibration=2)
+    config = TrainConfig(recipe="b", steps=STEPS, sparsity=0.75, save_every=4, recalibration=2)
     Trainer(tiny_task(), config, out=out, resume=True).run()
 
 
