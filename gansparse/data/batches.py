@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
+import weakref
 from collections.abc import Iterator, Sequence
 from typing import Any, Protocol
 
@@ -50,8 +51,11 @@ class _Ahead:
         check_at_least(0, num_workers=num_workers)
         self.steps, self.num_workers = steps, num_workers
         self.skipped: list[str] = []  # one line for each sample that was passed over
-        self._coming: Iterator[_Made] = iter(())
+        self._coming: list[Iterator[_Made]] = []  # one, as soon as workers are started
         self._next = -1
+        # Workers that go with cyclic garbage lose their queues before they are told to end, and
+        # then each is waited for 5 seconds. These end just before.
+        weakref.finalize(self, self._coming.clear).atexit = False
 
     def __call__(self, step: int) -> Batch:
         """The batch of a step.
@@ -75,9 +79,9 @@ class _Ahead:
         name = getattr(self.steps.samples, "name", type(self.steps.samples).__name__)
         with worker_death_named(name):
             if step != self._next:
-                self._coming = self._from(step)
+                self._coming[:] = [self._from(step)]
             self._next = -1  # an error below leaves no half-used workers
-            made = next(self._coming)
+            made = next(self._coming[0])
         self._next = step + 1
         return made
 

@@ -11,7 +11,7 @@ from gansparse.compress import TrainConfig
 from gansparse.demo import DEMO_RECIPES, fastest_precision
 from gansparse.files import load_tensors
 
-SMALL = ("--steps", 2, "--num-samples", 40, "--device", "cpu")
+SMALL = ("--steps", 1, "--num-samples", 40, "--device", "cpu")
 
 
 def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(
@@ -29,7 +29,7 @@ def test_the_demo_writes_a_report_and_ends_with_table_path_and_next_step(
     table = "\n".join(lines[:-2])
     assert "FID" in table
     assert "self-supervised" in table, "a log has room for whole words"
-    assert "b element 0.75 seed 0: 2/2, took" in done.stderr, "progress, with its time"
+    assert "b element 0.75 seed 0: 1/1, took" in done.stderr, "progress, with its time"
     document = json.loads((tmp_path / "demo" / "report.json").read_text())
     assert tuple(run["key"] for run in document["runs"]) == DEMO_RECIPES
     config = json.loads((tmp_path / "demo" / "b-element-0.75-seed0" / "config.json").read_text())

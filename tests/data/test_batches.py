@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 import os
 import pickle
 import time
@@ -235,3 +237,19 @@ def test_evaluation_takes_each_once_in_order(num_workers):
 
 def test_evaluation_needs_samples_as_they_are(aligned):
     refused(lambda: EvaluationBatches(aligned, 1), "build them with augment=False")
+
+
+def test_workers_end_at_once_with_cyclic_garbage():
+    """As a task's do: what generates refers to the task."""
+    others = set(multiprocessing.active_children())
+    batches = Batches(Numbers(8), 2, seed=0, num_workers=2)
+    batches(0)
+    holder = {"batches": batches}
+    holder["itself"] = holder
+    workers = set(multiprocessing.active_children()) - others
+    assert len(workers) == 2
+    del batches, holder
+    start = time.monotonic()
+    gc.collect()
+    assert time.monotonic() - start < 4, "one that was not told to end is waited for 5 s"
+    assert not any(worker.is_alive() for worker in workers)
