@@ -210,7 +210,7 @@ def _pix2pix(
 
     train = pairs("train")
     tests = [pairs(phase) for phase in ("test", "val") if Path(data, phase).is_dir()]
-    return pix2pix_task(
+    task = pix2pix_task(
         Batches(train, batch_size, seed, **reading),
         EvaluationBatches(tests[0], _TEST_BATCH, **reading) if tests else None,
         generator=_network(generator, load_generator),
@@ -219,6 +219,9 @@ def _pix2pix(
         data_name=train.name,
         **options,
     )
+    if direction == "BtoA":  # the task's a is the folder's B
+        task.views = [replace(view, name="b to a") for view in task.views]
+    return task
 
 
 def _cyclegan(
