@@ -291,7 +291,10 @@ def test_a_pair_tells_how_long_it_was_trained(tmp_path):
     task = load_task("pix2pix", tmp_path / "data", generator=g, discriminator=d)
     assert task.trained_steps == 3  # of which compression takes a share
     turned = load_task("pix2pix", tmp_path / "data", generator=g, discriminator=d, direction="BtoA")
-    assert ([v.name for v in task.views], [v.name for v in turned.views]) == (["a to b"], ["b to a"])
+    assert ([v.name for v in task.views], [v.name for v in turned.views]) == (
+        ["a to b"],
+        ["b to a"],
+    )
 
 
 def test_a_dcgan_of_a_folder_of_pictures(tmp_path, monkeypatch):
