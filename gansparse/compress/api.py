@@ -13,9 +13,10 @@ import torch
 
 from gansparse.compress.compare import Silent, Watcher
 from gansparse.compress.config import Reading, TrainConfig
+from gansparse.compress.scoring import watched_real_moments
 from gansparse.compress.trainer import Result, Trainer
 from gansparse.errors import InputError
-from gansparse.metrics.evaluation import Score, real_moments, score_generator
+from gansparse.metrics.evaluation import Score, score_generator
 from gansparse.metrics.features import get_extractor
 from gansparse.tasks import GANTask
 from gansparse.tasks.loading import Files
@@ -87,9 +88,7 @@ def evaluate(
     told = watcher or Silent()
     scores = {}
     for view in task.views:
-        told.start(f"features of the real pictures {view.name}".rstrip(), 1)
-        real = real_moments(view.pictures, network, device=device)
-        told.advance(1)
+        real = watched_real_moments(view, network, torch.device(device), told)
         told.start(f"scoring {name} {view.name}".rstrip(), view.most(num_samples))
         scores[view.name] = score_generator(
             view,

@@ -39,6 +39,18 @@ class Silent:
         """Does nothing."""
 
 
+def watched_real_moments(
+    view: View, extractor: Extractor, device: torch.device, watcher: Watcher
+) -> FeatureMoments:
+    """Statistics of a view's real pictures; a bar counts them where their number is known."""
+    count = view.num_pictures
+    watcher.start(f"features of the real pictures {view.name}".rstrip(), count or 1)
+    on_batch = watcher.advance if count else None
+    moments = real_moments(view.pictures, extractor, device=device, on_batch=on_batch)
+    watcher.advance(count or 1)
+    return moments
+
+
 class Scorer:
     """Scores the generators of one comparison.
 
@@ -121,8 +133,6 @@ class Scorer:
                 moments = FeatureMoments(self.extractor.num_features)
                 moments.load_state_dict({k: value.to(self.device) for k, value in state.items()})
                 return moments
-        self.watcher.start(f"features of the real pictures {view.name}".rstrip(), 1)
-        moments = real_moments(view.pictures, self.extractor, device=self.device)
-        self.watcher.advance(1)
+        moments = watched_real_moments(view, self.extractor, self.device, self.watcher)
         save_tensors(path, moments.state_dict(), {"key": key})
         return moments

@@ -63,13 +63,17 @@ def real_moments(
     extractor: Extractor,
     batch_size: int = 500,
     device: str | torch.device = "cpu",
+    on_batch: Callable[[int], None] | None = None,
 ) -> FeatureMoments:
-    """Statistics of the real pictures' features."""
-    moments = FeatureMoments(extractor.num_features)
+    """Statistics of the real pictures' features; ``on_batch`` gets how many there were so far."""
+    seen, moments = 0, FeatureMoments(extractor.num_features)
     parts = torch.split(images, batch_size) if isinstance(images, torch.Tensor) else images()
     for part in parts:
         pictures = to_float(part) if part.dtype == torch.uint8 else part
         moments.update(extractor(pictures.to(device)))
+        seen += part.shape[0]
+        if on_batch is not None:
+            on_batch(seen)
     return moments
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import bisect
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -130,17 +131,30 @@ def count_samples(batches: CountedBatches, key: str) -> int:
     return last * (batches(0)[key].shape[0] if last else 0) + batches(last)[key].shape[0]
 
 
-def first_samples(
-    batches: CountedBatches, key: str, count: int
-) -> Callable[[], Iterator[torch.Tensor]]:  # gives [N, ...], N in all being count
-    """A function that gives the first samples, batch by batch, as `View.pictures` takes it."""
+@dataclass(frozen=True)
+class FirstSamples:
+    """The first ``count`` samples, batch by batch, as `View.pictures` takes them.
 
-    def parts() -> Iterator[torch.Tensor]:
+    Attributes:
+        batches: where they come from.
+        key: what of each batch.
+        count: samples in all.
+        change: what is done with each part [N, ...]; None: nothing.
+    """
+
+    batches: CountedBatches
+    key: str
+    count: int
+    change: Callable[[torch.Tensor], torch.Tensor] | None = None
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __call__(self) -> Iterator[torch.Tensor]:  # each [N, ...]
+        """The parts, from the first on."""
         given = 0
-        for index in range(len(batches)):
-            if given < count:
-                part = batches(index)[key][: count - given]
+        for index in range(len(self.batches)):
+            if given < self.count:
+                part = self.batches(index)[self.key][: self.count - given]
                 given += part.shape[0]
-                yield part
-
-    return parts
+                yield part if self.change is None else self.change(part)

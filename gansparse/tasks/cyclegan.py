@@ -21,8 +21,8 @@ from gansparse.models.cyclegan import ResidualBlock, ResNetGenerator
 from gansparse.models.pix2pix import PatchGANDiscriminator
 from gansparse.tasks.adversarial import (
     CountedBatches,
+    FirstSamples,
     count_samples,
-    first_samples,
     gan_losses,
     per_sample_l1,
     width_for_share,
@@ -234,7 +234,7 @@ def _view(evaluation: CountedBatches, name: str, sizes: Mapping[str, int]) -> Vi
     def beside(batch: Batch) -> Batch:
         return {"input": batch[source]}
 
-    real = first_samples(evaluation, target, sizes[target])
+    real = FirstSamples(evaluation, target, sizes[target])
     return View(f"{source} to {target}", real, evaluation, make, sizes[source], beside)
 
 

@@ -15,7 +15,7 @@ from gansparse.data.digits import to_float
 from gansparse.data.sampling import ShuffledBatches, latents
 from gansparse.errors import InputError
 from gansparse.models.dcgan import DCGANDiscriminator, DCGANGenerator
-from gansparse.tasks.adversarial import width_for_share
+from gansparse.tasks.adversarial import FirstSamples, width_for_share
 from gansparse.tasks.gan import Batch, GANTask, Terms
 
 
@@ -111,9 +111,7 @@ def latent_task(
         reading: dict[str, Any] = {"num_workers": num_workers, "on_damaged": on_damaged}
         batches = Batches(images, batch_size, seed, **reading)
         every = EvaluationBatches(images, 100, **reading)
-
-        def pictures() -> Iterator[torch.Tensor]:
-            return (every(index)["real"] for index in range(len(every)))
+        pictures = FirstSamples(every, "real", len(images))
 
     def batch(step: int) -> Batch:
         found = batches(step)

@@ -8,7 +8,7 @@ eq. 3-8 of Yu & Pool 2020 compare terms before and after compression.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,11 @@ class View:
     num_samples: int | None = None
     beside: Callable[[Batch], Mapping[str, torch.Tensor]] | None = None
     shown: Callable[[int], Batch] | None = None
+
+    @property
+    def num_pictures(self) -> int | None:
+        """How many real pictures there are; None: not known before they are all read."""
+        return len(self.pictures) if isinstance(self.pictures, Sized) else None
 
     def most(self, wanted: int) -> int:
         """How many pictures are made where so many are wanted."""

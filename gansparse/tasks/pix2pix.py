@@ -24,8 +24,8 @@ from gansparse.models.pix2pix import (
 )
 from gansparse.tasks.adversarial import (
     CountedBatches,
+    FirstSamples,
     count_samples,
-    first_samples,
     gan_losses,
     per_sample_l1,
     width_for_share,
@@ -174,7 +174,7 @@ def _view(evaluation: CountedBatches) -> View:
             return torch.cat([generator(picture) for picture in torch.split(batch["a"], 1)])
 
     count = count_samples(evaluation, "b")
-    return View("a to b", first_samples(evaluation, "b", count), batch, make, count, beside)
+    return View("a to b", FirstSamples(evaluation, "b", count), batch, make, count, beside)
 
 
 def _discriminator(channels: int, ndf: int, patch_layers: int) -> nn.Module:

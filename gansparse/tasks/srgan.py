@@ -24,8 +24,8 @@ from gansparse.models.srgan import SRGANDiscriminator, SRGANGenerator
 from gansparse.models.vgg import vgg16_features
 from gansparse.tasks.adversarial import (
     CountedBatches,
+    FirstSamples,
     count_samples,
-    first_samples,
     per_sample,
     width_for_share,
 )
@@ -166,10 +166,9 @@ def _signed(
 def whole_pictures_view(evaluation: CountedBatches) -> View:
     """Enlarged pictures against the real ones, both shifted to [-1, 1]."""
     count = count_samples(evaluation, "hr")
-    parts = first_samples(evaluation, "hr", count)
     return View(
         "",
-        lambda: map(_signed, parts()),
+        FirstSamples(evaluation, "hr", count, _signed),
         evaluation,
         lambda generator, batch: _signed(generator(batch["lr"])),
         num_samples=count,

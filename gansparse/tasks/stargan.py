@@ -6,7 +6,7 @@ Losses, weights and order of updates are those of Choi et al. 2018 (yunjey/starg
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -19,6 +19,7 @@ from gansparse.errors import InputError
 from gansparse.models.stargan import ResidualBlock, StarGANDiscriminator, StarGANGenerator
 from gansparse.tasks.adversarial import (
     CountedBatches,
+    FirstSamples,
     gan_losses,
     per_sample_l1,
     width_for_share,
@@ -158,9 +159,6 @@ def domain_view(
     reading: dict[str, Any] = {"num_workers": num_workers, "on_damaged": on_damaged}
     real, others = (EvaluationBatches(part, batch_size, **reading) for part in (inside, outside))
 
-    def pictures() -> Iterator[torch.Tensor]:
-        return (real(index)["image"] for index in range(len(real)))
-
     everything = EvaluationBatches(samples, batch_size, **reading)
 
     def translated(batches: EvaluationBatches) -> Callable[[int], Batch]:
@@ -173,7 +171,7 @@ def domain_view(
 
     return View(
         name,
-        pictures,
+        FirstSamples(real, "image", len(inside)),
         translated(others),
         translate,
         num_samples=len(outside),

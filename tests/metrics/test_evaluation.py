@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from gansparse.data import Digits, load_digits
+from gansparse.compress.scoring import watched_real_moments
+from gansparse.data import Digits, EvaluationBatches, load_digits
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import save_tensors
 from gansparse.metrics.evaluation import generated, real_moments, score_generator
@@ -17,6 +18,7 @@ from gansparse.metrics.frechet import frechet_distance_from_features
 from gansparse.metrics.train_lenet import accuracy, train_lenet
 from gansparse.models.lenet import LeNet
 from gansparse.tasks import latent_task
+from gansparse.tasks.adversarial import FirstSamples
 
 
 class Noise(nn.Module):
@@ -24,6 +26,13 @@ class Noise(nn.Module):
 
     def forward(self, z):
         return z
+
+
+class Pictures(list):
+    """Samples: a picture each."""
+
+    def sample(self, index, rng):
+        return {"real": self[index]}
 
 
 def noise_task(count=64):
@@ -39,6 +48,34 @@ def noise_task(count=64):
 
 
 PIXELS = module_extractor("pixels", lambda images: images.flatten(1), 18)
+
+
+class Told:
+    def __init__(self):
+        self.said = []
+
+    def start(self, label, total, found=0):
+        self.said.append((label, total))
+
+    def advance(self, done):
+        self.said.append(done)
+
+
+def test_real_pictures_are_counted_while_their_features_are_taken():
+    view, told = noise_task().views[0], Told()
+    batches = EvaluationBatches(Pictures(view.pictures), 24)
+    view = replace(view, pictures=FirstSamples(batches, "real", 50))
+    moments = watched_real_moments(view, PIXELS, torch.device("cpu"), told)
+    assert told.said == [("features of the real pictures", 50), 24, 48, 50, 50]
+    assert moments.count == 50
+
+
+def test_pictures_that_nobody_has_counted_are_one_step():
+    view, told = noise_task().views[0], Told()
+    parts = torch.split(view.pictures, 24)
+    view = replace(view, pictures=lambda: iter(parts))
+    watched_real_moments(view, PIXELS, torch.device("cpu"), told)
+    assert told.said == [("features of the real pictures", 1), 1]
 
 
 def test_the_score_is_the_distance_of_all_features_whatever_the_batches():

@@ -305,7 +305,7 @@ def test_a_translator_is_scored_against_the_real_pictures_of_the_domain() -> Non
     for view in tiny().views:
         real = real_moments(view.pictures, extractor)
         good, bad = (score_generator(view, Painter(s), real, extractor) for s in (0, 1))
-        assert good.num_real == 8
+        assert good.num_real == view.num_pictures == 8
         assert good.num_fake == 16
         assert good.fid < 0.01
         assert bad.fid > 1.0
