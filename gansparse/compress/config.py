@@ -74,8 +74,8 @@ class TrainConfig:
         filters: what goes with a filter (granularity ``filter``). ``weights``: nothing; its channel
             becomes a constant. ``channels``: all that makes its channel, so that the generator
             shrinks the most, at some cost in quality: filters of layers that are added to it,
-            biases, scales and shifts of norms; the layer that makes the picture stays whole, unless
-            ``include`` names it.
+            biases, scales and shifts of norms. The layer that makes the picture stays whole in
+            either case, unless ``include`` names it.
         criterion: which weights go first. ``effect``: those that add least to their layer's
             normalised output (see `measure_effects`); ``magnitude``: the smallest, as in the paper.
         order: of the generator's channels (granularity ``2:4``, which keeps two of four

@@ -127,16 +127,24 @@ def make_pruner(
         return None
     granularity: Any = config.granularity  # the pruner refuses what it doesn't know
     scope: Any = "layer" if granularity == "2:4" else config.scope
-    channels, effects, note = None, None, ""
+    channels, effects, note, exclude = None, None, "", [*config.exclude]
     if task is not None:
         batch = first_batch(module, task)
         if granularity == "2:4" and config.order == "searched" and recipe.objective != "layers":
             note = reorder_channels(module, config, task, batch)
-        if granularity == "filter" and config.filters == "channels":
+        if granularity == "filter":
             try:
-                channels = generator_channels(module, task, batch)
+                found = generator_channels(module, task, batch)
             except InputError as error:
-                note = f"removed filters leave their bias and norm behind: {error}"
+                left = "the layer that makes the picture is not known and may lose channels of it"
+                if config.filters == "channels":
+                    left = "removed filters leave their bias and norm behind"
+                note = f"{left}: {error}"
+            else:
+                if config.filters == "channels":
+                    channels = found
+                elif not config.include:
+                    exclude += found.outputs
         if config.criterion == "effect":
             effects = measure_effects(module, lambda generator: task.generate(generator, batch))
     pruner = Pruner(
@@ -145,7 +153,7 @@ def make_pruner(
         granularity=granularity,
         schedule=AGP() if recipe.schedule == "agp" else OneShot(),
         include=config.include or None,
-        exclude=config.exclude,
+        exclude=exclude,
         scope=scope,
         vector_size=config.vector_size,
         channels=channels,

@@ -2,14 +2,18 @@
 """Technique b at granularity filter leaves a generator that shrinks."""
 
 import copy
+from dataclasses import replace
 
 import pytest
+import torch
 from tiny import in_two_parts_as_in_one
 from torch import nn
 
-from gansparse.compress import TrainConfig, Trainer
+from gansparse.compress import RECIPES, TrainConfig, Trainer
+from gansparse.compress.start import make_pruner
 from gansparse.errors import InputError
 from gansparse.sparsity import shrink_report
+from gansparse.tasks import dcgan_task
 
 
 def config(**changes):
@@ -41,8 +45,28 @@ def test_weights_only_is_the_default(task):
     result = Trainer(task, config(filters="weights")).run()
     assert TrainConfig().filters == "weights"
     assert all(name.endswith("weight") for name in result.masks)
+    assert "main.6.weight" not in result.masks
     with pytest.raises(InputError, match="filters must be one of weights, channels, got 'some'"):
         config(filters="some")
+
+
+@pytest.mark.parametrize("filters", ["weights", "channels"])
+@pytest.mark.parametrize("scope", ["layer", "erk", "global"])
+def test_no_channel_of_the_picture_goes(filters, scope):
+    images = torch.randint(0, 256, (16, 3, 16, 16), dtype=torch.uint8)
+    task = dcgan_task(images, nz=8, ngf=8, ndf=8, batch_size=8)
+    settings = config(filters=filters, sparsity=0.7).with_settings([f"scope={scope}"])
+    pruner = make_pruner(task.generator, RECIPES["b"], settings, task)
+    assert "main.6" not in pruner.targets
+    pruner.prune_to(0.7)
+    assert (task.generator.main[6].weight != 0).all()
+    named = make_pruner(
+        task.generator,
+        RECIPES["b"],
+        replace(settings, filters="weights", include=("main.6",)),
+        task,
+    )
+    assert list(named.targets) == ["main.6"], "unless it is asked for"
 
 
 def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
