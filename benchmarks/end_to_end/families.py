@@ -19,10 +19,10 @@ weights/srgan_x4_netG.pth. What the families learn from them:
 
 `compress` is technique b at 50 and 75 % element and 50 % filter, `techniques` all fifteen at 50 %
 element, `warning` h, and m with 4, 2 and 1 bits, beside a. --techniques d h --patterns element:0.75
-chooses others, and --name NAME gives them a folder of their own. `report` makes a Markdown page with its
-figures of each of those that there are, and one of all their tables. A stopped command goes on
-where it was. A baseline takes half an hour or so on two cores; with --device cuda it is a larger
-network with more steps. A baseline of another seed (--seeds 1), where there is one, is the
+chooses others, and --name NAME gives them a folder of their own. `report` makes a Markdown page
+with its figures of each of those that there are, and one of all their tables. A stopped command
+goes on where it was. A baseline takes half an hour or so on two cores; with --device cuda it is a
+larger network with more steps. A baseline of another seed (--seeds 1), where there is one, is the
 yardstick of all comparisons.
 """
 
