@@ -47,7 +47,8 @@ def watched_real_moments(
     watcher.start(f"features of the real pictures {view.name}".rstrip(), count or 1)
     on_batch = watcher.advance if count else None
     moments = real_moments(view.pictures, extractor, device=device, on_batch=on_batch)
-    watcher.advance(count or 1)
+    if not count:
+        watcher.advance(1)
     return moments
 
 

