@@ -34,6 +34,7 @@ _ROUNDS = 3
 _SECONDS = 0.06
 _MOST_ROUNDS = 50
 _HOPELESS = 2.0
+_TRIES = 3
 #: Floats that push a layer's weights out of the caches.
 _EVICTING = 16 << 20
 
@@ -50,8 +51,8 @@ def interleaved(
     """Milliseconds of each, run in turns.
 
     Args:
-        runs: what to time, by name; each runs once before the clock does, and what then takes
-            more than twice the least is not run again.
+        runs: what to time, by name; each runs once before the clock does. What takes more than
+            twice the least, in each of three runs or in as many as fit into ``seconds``, is left.
         rounds: at least this many; more while they take less than ``seconds`` a candidate.
         seconds: see there.
         device: where they run. On CUDA each time is the device's, with a cold L2.
@@ -71,7 +72,16 @@ def interleaved(
     for run in runs.values():
         run()
     best = {name: ms(run) for name, run in runs.items()}
-    near = [name for name, ms in best.items() if ms <= _HOPELESS * min(best.values())]
+    near = []
+    for name, run in runs.items():
+        took, tries = best[name], 1
+        while (
+            best[name] > _HOPELESS * min(best.values()) and tries < _TRIES and took < seconds * 1e3
+        ):
+            again = ms(run)  # whoever disturbed it is gone now
+            best[name], took, tries = min(best[name], again), took + again, tries + 1
+        if best[name] <= _HOPELESS * min(best.values()):
+            near.append(name)
     end, done = time.perf_counter() + seconds * len(near), 1
     while done < rounds or (done < _MOST_ROUNDS and time.perf_counter() < end):
         for name in near:
