@@ -3,6 +3,7 @@
 
     python benchmarks/end_to_end/scaling.py --save
     python benchmarks/end_to_end/scaling.py --families cyclegan --rounds 21
+    python benchmarks/end_to_end/scaling.py --families pix2pix --layers
 
 One and --threads threads take turns in one process, so that a change of the machine's clock meets
 both; so does a matrix product of torch's, which shows what the machine gave in these minutes. Who
@@ -10,16 +11,23 @@ disturbs one core of two delays the whole of a run on both, so the ratio of the 
 stands beside the median of the rounds' ratios.
 Networks, sizes and pruning as in generators.py. --save replaces the families' rows of
 results/scaling-<machine>.csv.
+--layers tells what a second thread brings where numbers lie in the caches and where they do not, of
+element 90 %: the sum of all layers, each in a loop of its own; the same, each after other numbers
+have gone through the caches; and the whole generator, which lies between the two.
 """
 
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
+import time
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
-from torch import nn
+from torch import fx, nn
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
@@ -33,6 +41,8 @@ from gansparse.runtimes import OURS
 from gansparse.testing import timing
 from gansparse.testing.timing import Candidate
 
+#: Floats that go through the caches before a cold layer.
+EVICTING = 24 << 20
 VARIANTS = (
     ("element", 0.0),
     ("element", 0.75),
@@ -52,11 +62,15 @@ def main() -> int:
     add("--threads", type=int, default=2)
     add("--rounds", type=int, default=11)
     add("--save", action="store_true", help="write the CSV")
+    add("--layers", action="store_true", help="layers warm, cold and in the whole, instead")
     chosen = parser.parse_args()
     machine = harness.machine()
     print("  ".join(f"{name}: {value}" for name, value in machine.items()))
     try:
-        for family in chosen.families:
+        for family in chosen.families if chosen.layers else ():
+            for batch in FAMILIES[family][1]:
+                layers(family, batch, chosen.threads, chosen.rounds)
+        for family in () if chosen.layers else chosen.families:
             rows = [
                 row
                 for batch in FAMILIES[family][1]
@@ -95,6 +109,77 @@ def generator(family: str, batch: int, count: int, rounds: int) -> list[harness.
         net = runtimes.pruned(network, inputs, pattern, sparsity) if sparsity else network
         runs[f"{OURS} {pattern} {sparsity:g}"] = ready(net)
     return compare(family, batch, runs, count, rounds)
+
+
+class Calls(fx.Interpreter):
+    """Runs a plan, and keeps what each of its steps was called with."""
+
+    def __init__(self, plan: fx.GraphModule) -> None:
+        super().__init__(plan)
+        self.kept: list[Candidate] = []
+
+    def run_node(self, n: fx.Node) -> Any:
+        """The node's value."""
+        if n.op.startswith("call"):
+            args, kwargs = self.fetch_args_kwargs_from_env(n)
+            args = tuple(x.clone() if isinstance(x, torch.Tensor) else x for x in args)
+            call = getattr(self, n.op)
+            self.kept.append(lambda: call(n.target, args, kwargs))
+        return super().run_node(n)
+
+
+def layers(family: str, batch: int, count: int, rounds: int) -> None:
+    """Print what a second thread brings to the layers, warm and cold, and to the whole."""
+    torch.manual_seed(0)
+    network = FAMILIES[family][0]()
+    network, inputs = still(network, example_inputs(network, None, batch))
+    network = runtimes.pruned(network, inputs, "element", 0.9)
+    others, read = torch.ones(EVICTING), torch.ones(EVICTING)
+    steps: dict[int, list[Candidate]] = {}
+    whole: dict[int, nn.Module] = {}
+    with torch.no_grad():
+        for number in (1, count):
+            whole[number] = compiled(network, inputs, number)
+            plans: dict[Any, list[fx.GraphModule]] = whole[number]._plans  # type: ignore[assignment]
+            (plan,) = next(iter(plans.values()))
+            calls = Calls(plan)
+            calls.run(*inputs)
+            steps[number] = calls.kept
+        found: dict[str, dict[int, list[float]]] = {}
+        for _ in range(rounds):
+            for number in (1, count):
+                with timing.threads(number):
+                    warm = [least(step, 4) for step in steps[number]]
+                    cold = [least(step, 2, others.sum) for step in steps[number]]
+                    run = partial(whole[number], *inputs)
+                    took = {
+                        "layers, warm": sum(warm), "layers, cold": sum(cold),
+                        "whole": least(run, 5), "reading memory": least(read.sum, 3),
+                    }  # fmt: skip
+                    for name, seconds in took.items():
+                        found.setdefault(name, {1: [], count: []})[number].append(seconds)
+    print(f"\n{family}  batch {batch}  element 90 %  {len(steps[1])} steps", flush=True)
+    for name, times in found.items():
+        ratios = sorted(one / more for one, more in zip(times[1], times[count], strict=True))
+        low, _, high = statistics.quantiles(ratios, n=4)
+        one, more = (statistics.median(times[number]) * 1e3 for number in (1, count))
+        print(
+            f"{name:<16} {one:9.2f} ms, with {count} threads {more:9.2f} ms: "
+            f"{statistics.median(ratios):.2f}x ±{high - low:.2f}",
+            flush=True,
+        )
+
+
+def least(run: Candidate, tries: int, before: Candidate = lambda: None) -> float:
+    """Seconds: the least of some tries, after one that does not count."""
+    run()
+    took = []
+    for _ in range(tries):
+        before()
+        begin = time.perf_counter()
+        run()
+        took.append(time.perf_counter() - begin)
+    return min(took)
 
 
 def compiled(network: nn.Module, inputs: tuple[torch.Tensor, ...], count: int) -> nn.Module:

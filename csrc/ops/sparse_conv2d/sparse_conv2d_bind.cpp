@@ -32,7 +32,7 @@ using sparse_conv2d::TileProblem;
 using sparse_conv2d::TileType;
 
 // Lists follow one another without gaps, and each belongs to a chunk of rows in its turn. At every
-// call, so no message is made before one is needed.
+// call: so first all at once, in loops that become vectors, and only then which it was.
 void check_lists(const Problem& p) {
   const int64_t blocks = (p.g.in_channels + p.g.block - 1) / p.g.block;
   const int64_t matrix_rows = p.lists / blocks * p.g.vector;
@@ -40,20 +40,25 @@ void check_lists(const Problem& p) {
     refuse(check.op(), name, rule, std::to_string(got));
   };
   if (p.starts[0] != 0) must("weight.starts", "begin with 0", p.starts[0]);
-  int64_t list = 0;
+  int descends = 0;
+  for (int64_t i = 0; i < p.lists; ++i) descends |= p.starts[i + 1] < p.starts[i];
+  for (int64_t i = 0; i < p.lists && descends; ++i) {
+    if (p.starts[i + 1] < p.starts[i]) must("weight.starts", "not descend", p.starts[i + 1]);
+  }
+  const int32_t* rows = p.rows;
   for (int64_t row = 0; row < matrix_rows; row += sparse_conv2d::kChunkRows) {
     const int64_t end = std::min(row + sparse_conv2d::kChunkRows, matrix_rows);
-    for (int64_t i = 0; i < (end - row) / p.g.vector * blocks; ++i, ++list) {
-      if (p.starts[list + 1] < p.starts[list]) {
-        must("weight.starts", "not descend", p.starts[list + 1]);
-      }
-      if (p.rows[list] < row || p.rows[list] + p.g.vector > end) {
-        must("weight.rows", "lie within their chunk", p.rows[list]);
-      }
+    const int64_t lists = (end - row) / p.g.vector * blocks;
+    const int32_t least = static_cast<int32_t>(row), most = static_cast<int32_t>(end - p.g.vector);
+    int outside = 0;
+    for (int64_t i = 0; i < lists; ++i) outside |= (rows[i] < least) | (rows[i] > most);
+    for (int64_t i = 0; i < lists && outside; ++i) {
+      if (rows[i] < least || rows[i] > most) must("weight.rows", "lie within their chunk", rows[i]);
     }
+    rows += lists;
   }
-  if (p.starts[list] != p.weights) {
-    must("weight.starts", "end with the number of offsets", p.starts[list]);
+  if (p.starts[p.lists] != p.weights) {
+    must("weight.starts", "end with the number of offsets", p.starts[p.lists]);
   }
 }
 
