@@ -350,6 +350,8 @@ class Trainer:
         self.save()
         if self.out is not None and distributed.rank() == 0:
             note = {"config": json.dumps(self.config.to_dict()), "task": self.task.name}
+            if self.task.trained_with:
+                note["options"] = json.dumps(dict(self.task.trained_with))
             if self.recipe.key == "a":  # the GAN's own training, of which compression takes a share
                 note["trained_steps"] = str(self.config.steps + (self.task.trained_steps or 0))
             files = _save_networks(self.out / "generator.safetensors", generator, note)

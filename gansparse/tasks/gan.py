@@ -156,6 +156,8 @@ class GANTask:
         pool_size: fakes kept for D to see again (Shrivastava et al. 2017); 0: none.
         steps_per_epoch: batches in one pass over the data.
         trained_steps: steps that the trained pair took, for the share of cost; None if unknown.
+        trained_with: options of `load_task` that the trained pair goes with, by name, JSON-ready;
+            they are kept in the header of the weights' files.
         data_name: where the data came from, for reports.
     """
 
@@ -190,6 +192,7 @@ class GANTask:
     pool_size: int = 0
     steps_per_epoch: int = 1
     trained_steps: int | None = None
+    trained_with: Mapping[str, Any] = field(default_factory=dict)
     data_name: str = "user data"
 
     def __post_init__(self) -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import fields, replace
@@ -29,7 +30,7 @@ from gansparse.data import (
 )
 from gansparse.data.batches import check_on_damaged
 from gansparse.data.labelled import CELEBA_ATTRIBUTES, CELEBA_FOLDERS, CELEBA_LIST
-from gansparse.errors import InputError
+from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors
 from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
 from gansparse.models.families import load_discriminator, load_generator
@@ -45,6 +46,12 @@ Read = Callable[[Path], nn.Module]
 Reading = dict[str, Any]  # num_workers and on_damaged of `Batches`
 
 _TEST_BATCH = 16
+#: Options that go with a pair: what G is asked for, how it reads pictures, what D was trained on.
+_KEPT: dict[str, type | tuple[type, ...]] = {
+    "attributes": list, "crop_size": int, "direction": str, "gan_mode": str,
+    "identity": (int, float), "image_size": int, "load_size": int, "r1": (int, float),
+    "weights": dict,
+}  # fmt: skip
 
 
 def load_task(
@@ -77,7 +84,9 @@ def load_task(
             or used (`gansparse.data.Batches`). Test sets of `srgan_task` are never skipped in.
         weights: of loss terms, where the GAN was not trained with the original's: they are alpha,
             beta and delta of eq. 3 and 6, too.
-        **options: of the loader, the task or the network; None values are left out.
+        **options: of the loader, the task or the network; None values are left out. Weights that
+            `gansparse` trained say which they go with (`GANTask.trained_with`, with ``weights``):
+            those need not be given again.
 
     Raises:
         InputError: no such task or option, unreadable data, or one of two weights files.
@@ -95,7 +104,11 @@ def load_task(
             f"{given} without {absent}: G and D must be the pair that was trained together"
         )
     load, make = TASKS[name]
-    options = {key: value for key, value in options.items() if value is not None}
+    files = _listed(generator)
+    header = _header(files[0]) if files else {}
+    kept = _trained_with(header, name, files)
+    weights = {**kept.pop("weights", {}), **(weights or {})}
+    options = kept | {key: value for key, value in options.items() if value not in (None, ())}
     known = {f.name for f in fields(GANTask)}.union(
         *(inspect.signature(function).parameters for function in (load, make, latent_task))
     )
@@ -105,15 +118,20 @@ def load_task(
     if scoring:
         options.setdefault("batch_size", 1)  # nothing is trained, however few pictures there are
     torch.manual_seed(seed)  # of new networks
-    files = _listed(generator)
     if files:
-        options.setdefault("trained_steps", _trained_steps(_header(files[0])))
+        options.setdefault("trained_steps", _trained_steps(header))
     reading: Reading = {
         "num_workers": 1 if num_workers is None else num_workers,
         "on_damaged": on_damaged or "raise",
     }
     task = load(data, files, _listed(discriminator), seed=seed, reading=reading, **options)
-    task = replace(task, weights={**task.weights, **(weights or {})})
+    kept = {key: options[key] for key in _KEPT if key in options}
+    kept |= {"weights": dict(weights)} if weights else {}
+    if "attributes" in kept:
+        kept["attributes"] = list(kept["attributes"])
+    if name == "cyclegan":  # has both directions
+        kept.pop("direction", None)
+    task = replace(task, weights={**task.weights, **weights}, trained_with=kept)
     if files and scoring:
         _check_scored(task)
     return task
@@ -364,6 +382,23 @@ def _header(path: Path) -> dict[str, str]:
 def _trained_steps(header: dict[str, str]) -> int | None:
     steps = header.get("trained_steps", "")
     return int(steps) if steps.isdigit() else None
+
+
+def _trained_with(header: dict[str, str], name: str, files: list[Path]) -> dict[str, Any]:
+    """The options that the header says the pair goes with."""
+    if header.get("task") != name or "options" not in header:
+        return {}
+    try:
+        found = json.loads(header["options"])
+    except ValueError:
+        found = None
+    known = {key: found[key] for key in _KEPT if key in found} if isinstance(found, dict) else None
+    if known is None or not all(isinstance(v, _KEPT[key]) for key, v in known.items()):
+        raise CheckpointError(
+            f"{files[0]}: gansparse did not write the options in its header: {header['options']}; "
+            "save the weights again without them"
+        )
+    return known
 
 
 def _one(files: list[Path], what: str) -> Path | None:

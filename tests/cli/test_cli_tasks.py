@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from gansparse.cli import app
 from gansparse.cli.options import TaskName
 from gansparse.data import write_synthetic
-from gansparse.errors import InputError
+from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, save_tensors
 from gansparse.models import (
     PatchGANDiscriminator,
@@ -295,6 +295,52 @@ def test_a_pair_tells_how_long_it_was_trained(tmp_path):
         ["a to b"],
         ["b to a"],
     )
+
+
+def test_a_pair_tells_what_it_was_trained_with(tmp_path):
+    write_synthetic("aligned", tmp_path / "data", count=2, size=48)
+    own = ["--gan-mode", "lsgan", "--direction", "BtoA", "--weight", "rec=5", "--seed", 1]
+    more = [*SIZES["pix2pix"], *NETWORKS["pix2pix"], *SMALL, "--steps", 1]
+    run(
+        "train", "pix2pix", "--dataroot", tmp_path / "data", "--out", tmp_path / "pair", *more, *own
+    )
+    (g,), (d,) = paths(tmp_path)
+    pair_of = {"generator": g, "discriminator": d}
+
+    def loss(**options):
+        task = load_task("pix2pix", tmp_path / "data", **pair_of, **options)
+        batch = task.batch(0)
+        judged = torch.linspace(-1, 1, 8).view(2, 1, 2, 2)
+        gen = task.generator_terms(judged, task.real(batch), batch)["gen"]
+        return task, gen, batch["a"].shape
+
+    told = {"gan_mode": "lsgan", "direction": "BtoA", **sizes_of("pix2pix")}
+    kept, terms, shape = loss()
+    assert (kept.trained_with["gan_mode"], kept.trained_with["weights"]) == ("lsgan", {"rec": 5.0})
+    assert (kept.views[0].name, kept.weight("rec")) == ("b to a", 5.0)
+    explicit, explicit_terms, explicit_shape = loss(**told, weights={"rec": 5.0})
+    assert torch.equal(terms, explicit_terms)
+    assert shape == explicit_shape
+    assert torch.equal(kept.batch(0)["a"], explicit.batch(0)["a"])
+    other, other_terms, _ = loss(gan_mode="vanilla", direction="AtoB", weights={"rec": 7.0})
+    assert not torch.equal(terms, other_terms)
+    assert (other.views[0].name, other.weight("rec")) == ("a to b", 7.0)
+    small = tmp_path / "small"
+    files = ["--generator", g, "--discriminator", d, *SMALL, "--steps", 1, "--save-every", 0]
+    words = ["compress", "pix2pix", "--data", tmp_path / "data", *files, "--out", small]
+    assert run(*words).exit_code == 0
+    pair_of["generator"] = small / "generator.safetensors"
+    assert torch.equal(loss()[1], terms), "a compressed generator goes on telling it"
+
+
+@pytest.mark.parametrize("options", ["{", "[]", '{"gan_mode": 1}', '{"weights": []}'])
+def test_a_header_that_gansparse_did_not_write_is_refused(tmp_path, options):
+    write_synthetic("aligned", tmp_path / "data", count=2, size=48)
+    file = tmp_path / "generator.safetensors"
+    net = UNetGenerator(ngf=2, num_downs=5)
+    save_tensors(file, net.state_dict(), {"task": "pix2pix", "options": options})
+    with pytest.raises(CheckpointError, match="did not write the options in its header"):
+        load_task("pix2pix", tmp_path / "data", generator=file, scoring=True)
 
 
 def test_a_dcgan_of_a_folder_of_pictures(tmp_path, monkeypatch):
