@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
-import math
 import operator
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -14,23 +13,21 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from gansparse import _C
 from gansparse.deploy import cuda, cuda_graph, measure
+from gansparse.deploy.agreement import allowed_gap, output_gap
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
-from gansparse.deploy.plan import TOLERANCE, Bank, Plan, make_plan, shape_text
+from gansparse.deploy.plan import Bank, Plan, make_plan, shape_text
 from gansparse.errors import InputError
 from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
 
 _ON_CPU = (torch.float32,)
 _PLAIN = (bool, int, float, str, type(None))
-_DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
 
 
 def compile(
@@ -244,8 +241,8 @@ class CompiledGenerator(nn.Module):
         except torch.cuda.OutOfMemoryError:
             return None, "there is not enough memory to measure its layers"
         told.rows = plan.rows
-        gap = _gap(self.original, plan.module, inputs, dtype)
-        if not gap <= _most(dtype):
+        gap = output_gap(self.original, plan.module, inputs, dtype)
+        if not gap <= allowed_gap(dtype):
             return None, f"the plan's output differs by {gap:.1g}"
         if cuda.on_cuda(device):
             return self._on_cuda(plan, inputs, told, cache if measures else None)
@@ -343,66 +340,12 @@ def _layouts(inputs: tuple[Any, ...]) -> dict[str, tuple[Any, ...]]:
     return {_layout(way): way for way in ways}
 
 
-class _NoDropout(TorchFunctionMode):
-    """Live dropout lets all through: what is left can be compared."""
-
-    def __torch_function__(self, function: Any, _: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if function in _DROPOUTS:
-            return args[0] if args else kwargs["input"]
-        return function(*args, **kwargs)
-
-
 def _kind(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[torch.device, torch.dtype]:
     """Where it runs, and in which dtype, if that is one."""
     for tensor in (*module.parameters(), *module.buffers(), *leaves(inputs)):
         if tensor.is_floating_point():
             return tensor.device, tensor.dtype
     return measure.CPU, torch.float32
-
-
-def _most(dtype: torch.dtype) -> float:
-    """How far a plan's output may be from the generator's, without asking how exact that is."""
-    return max(TOLERANCE, torch.finfo(dtype).eps)
-
-
-def _gap(
-    original: nn.Module, plan: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype
-) -> float:
-    """How far the plan's output is from the generator's, as a share of the largest number above 1.
-
-    Where rounding alone moves the generator's output as far from what it is in float64, that is
-    how far the plan's may be from it, too: then the gap is 0.
-    """
-
-    def run(module: nn.Module, *values: Any) -> list[Tensor]:
-        torch.manual_seed(0)
-        with _NoDropout():
-            return leaves(module(*values))
-
-    expected, got = run(original, *inputs), run(plan, *inputs)
-    gap = _distance(expected, got)
-    if gap <= _most(dtype):
-        return gap
-    wide = [x.double() if isinstance(x, Tensor) and x.is_floating_point() else x for x in inputs]
-    try:
-        with cuda.no_search():
-            exact = run(copy.deepcopy(original).double(), *wide)
-    except (RuntimeError, ValueError, TypeError):  # it holds to float32
-        return gap
-    rounding = _distance(exact, expected)
-    return 0.0 if _distance(exact, got) <= 2 * rounding else gap
-
-
-def _distance(one: list[Tensor], other: list[Tensor]) -> float:
-    gaps = [0.0]
-    for a, b in zip(one, other, strict=True):
-        if a.shape != b.shape:
-            return math.inf
-        if a.numel():
-            scale = max(1.0, float(a.abs().max()))
-            gaps.append(float((a.double() - b.double()).abs().max()) / scale)
-    return max(gaps) if not any(map(math.isnan, gaps)) else math.nan
 
 
 def _shrunk(original: nn.Module, inputs: tuple[Any, ...], told: Explanation) -> nn.Module | None:
