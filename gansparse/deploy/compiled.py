@@ -9,6 +9,7 @@ import inspect
 import operator
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -21,12 +22,15 @@ from gansparse.deploy.agreement import allowed_gap, output_gap
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
+from gansparse.deploy.memory import Buffers
 from gansparse.deploy.plan import Bank, Plan, make_plan, shape_text
 from gansparse.errors import InputError
 from gansparse.sparsity import shrink as shrink_filters
 from gansparse.sparsity.shrunk import Spread
 
 _ON_CPU = (torch.float32,)
+#: Of input, for which there are plans at a time.
+_MOST_SHAPES = 32
 _PLAIN = (bool, int, float, str, type(None))
 
 
@@ -55,10 +59,16 @@ def compile(
     each shape of input. No deployed generator has been timed on a GPU yet.
 
     The result is never slower than the generator, on pictures in NCHW and in channels_last (on
-    CUDA: as it was, and in channels_last with cuDNN's search): all are measured in turns, and where
-    the plan does not win, perhaps in one layout only, the generator runs as it was. So it does
-    where it can't be captured, is not float32 (on CUDA: nor float16 nor bfloat16), or is on another
-    device; `CompiledGenerator.explain` says so, with the time of each layer.
+    CUDA: as it was, and in channels_last with cuDNN's search): all are measured in turns, on the
+    first call with each shape of input and number of threads, and where the plan does not win,
+    perhaps in one layout only, the generator runs as it was. So it does where it can't be captured,
+    is not float32 (on CUDA: nor float16 nor bfloat16), is on another device, under
+    ``torch.autocast``, or is called with keywords that its signature does not name or takes by
+    keyword only; `CompiledGenerator.explain` says so, with the time of each layer.
+
+    Its output is within 1e-4 of the generator's, as a share of the largest number or of 1. Where
+    rounding alone moves the generator's own output further from what it is in float64, the plan's
+    may be twice as far from that. A new plan is checked on what it is called with first.
 
     In a process that is forked later torch has one thread, as in a DataLoader's workers: with more,
     libgomp, torch's usual OpenMP, waits there for threads that did not come along.
@@ -68,9 +78,9 @@ def compile(
         example_input: what it is called with: shapes, threads and numbers as they will be.
         shrink: leave out filters that are empty, where the output stays the same. Live dropout
             then draws for fewer channels.
-        replan: measure again for each new shape of input. Otherwise a new shape keeps the kernels
-            of the example's and their packed weights; its first call is checked against the
-            generator.
+        replan: measure each layer again for each new shape of input. Otherwise a new shape keeps
+            the kernels of the example's and their packed weights, and is only checked and timed
+            against the generator as a whole. The last 32 shapes are remembered.
         cuda_graph: capture the plan in a CUDA graph: None: where that is faster; True: in any case;
             False: never. A graph's memory stays taken, for each shape of input. Where there is a
             submodule that can't be followed, or the capture fails, the plan runs without one.
@@ -94,7 +104,7 @@ def compile(
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     _mind_forks()
     with torch.inference_mode(False):
-        own = copy.deepcopy(generator).eval()
+        own = copy.deepcopy(generator, _computed(generator)).eval()
         compiled = CompiledGenerator(own, replan=replan, graph=cuda_graph)
     try:
         with torch.no_grad(), compiled._searching(inputs):
@@ -125,6 +135,7 @@ class CompiledGenerator(nn.Module):
         self._way = ""  # of cuda_graph.ways, or the only layout: how the first shape runs
         self._planned: tuple[torch.device, torch.dtype] | None = None  # what choices are for
         self._choices: dict[str, str] | None = None  # of the first plan; None: runs as it was
+        self._memory = [Buffers()]  # in a list: no submodule
         self._forget()
 
     def _forget(self) -> None:
@@ -137,25 +148,33 @@ class CompiledGenerator(nn.Module):
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the generator gives for these inputs."""
         inputs = self._positional(args, kwargs)
-        key = _signature(inputs)
+        device = measure.CPU if self._planned is None else self._planned[0]
         with torch.no_grad():
-            if key not in self._plans:
-                self._add_plan(inputs)
+            if inputs is None or torch.is_autocast_enabled(device.type):
+                return self.original(*args, **kwargs)
+            key = _signature(inputs)
+            plans = self._plans.get(key)
+            if plans is None:
+                plans = self._add_plan(inputs)
             fits = self._only.get(key, "") in ("", _layout(inputs))
-            for plan in self._plans[key] if fits else []:
+            for plan in plans if fits else []:
                 with suppress(ShapeChanged):
                     return plan(*_contiguous(inputs))
             return self.original(*inputs)
 
     def explain(self) -> Explanation:
-        """Which layer runs how and why, for the first shape of input that is known.
+        """Which layer runs how and why, for the first shape of input; of others, whether.
 
         Example:
             >>> net = nn.Conv2d(1, 1, 1).double()
             >>> compile(net, torch.zeros(1, 1, 2, 2, dtype=torch.float64)).explain().verdict
             'runs as it was: weight is float64; the kernels take float32'
         """
-        return next(iter(self._told.values()), Explanation("", verdict="not called yet"))
+        if not self._told:
+            return Explanation("", verdict="not called yet")
+        first, *others = self._told.items()
+        notes = [f"input {told.headline(key[0])}" for key, told in others]
+        return replace(first[1], notes=[*first[1].notes, *notes])
 
     def train(self, mode: bool = True) -> CompiledGenerator:
         """Stays in eval mode."""
@@ -173,24 +192,26 @@ class CompiledGenerator(nn.Module):
         return self
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plans": {}, "_only": {}, "_bank": {}, "_told": {}}
+        empty: dict[str, Any] = {"_plans": {}, "_only": {}, "_bank": {}, "_told": {}}
+        return self.__dict__ | empty | {"_memory": []}
 
-    def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...]:
-        """The inputs without keywords."""
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state | {"_memory": [Buffers()]})  # type: ignore[no-untyped-call]
+
+    def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
+        """The inputs without keywords; None where they can't be."""
         if not kwargs:
             return tuple(args)
         bound = inspect.signature(self.original.forward).bind(*args, **kwargs)
         bound.apply_defaults()
-        if bound.kwargs:
-            raise InputError(f"the compiled generator takes no {next(iter(bound.kwargs))!r}")
-        return bound.args
+        return None if bound.kwargs else bound.args
 
     def _searching(self, inputs: tuple[Any, ...]) -> AbstractContextManager[None]:
         """On CUDA cuDNN is to choose its fastest algorithms."""
         on_cuda = cuda.on_cuda(_kind(self.original, inputs)[0])
         return cuda.searching() if on_cuda else nullcontext()
 
-    def _add_plan(self, inputs: tuple[Any, ...], *, shrink: bool = False) -> None:
+    def _add_plan(self, inputs: tuple[Any, ...], *, shrink: bool = False) -> list[cuda_graph.Run]:
         """Make the plan for inputs of this shape, or find that there is none."""
         told, key = Explanation(", ".join(map(_text, inputs))), _signature(inputs)
         kind, reason = _kind(self.original, inputs), _unfit(self.original, inputs)
@@ -205,7 +226,8 @@ class CompiledGenerator(nn.Module):
             gpu = kind[0].index
             forked = torch.random.fork_rng(devices=[] if gpu is None else [gpu])
             searching = self._searching(inputs)
-            with torch.inference_mode(False), torch.no_grad(), forked, searching:
+            plain = torch.autocast(kind[0].type, enabled=False)
+            with torch.inference_mode(False), torch.no_grad(), forked, searching, plain:
                 own = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
                 if shrink:
                     self.shrunk = _shrunk(self.original, own, told)
@@ -221,7 +243,14 @@ class CompiledGenerator(nn.Module):
             told.rows = as_it_was(self.original, inputs) if measures else []
         elif reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
-        self._told[key], self._plans[key] = told, [plan] if plan else []
+        plans = [] if plan is None else [plan]
+        if len(self._plans) >= _MOST_SHAPES:  # the oldest goes; the first goes on telling of layers
+            oldest = next(iter(self._plans))
+            self._plans.pop(oldest, None)
+            self._only.pop(oldest, None)
+            self._told.pop(list(self._told)[1], None)
+        self._told[key], self._plans[key] = told, plans
+        return plans
 
     def _plan(
         self, inputs: tuple[Any, ...], told: Explanation, measures: bool
@@ -237,7 +266,10 @@ class CompiledGenerator(nn.Module):
         cache = measure.Cache(device)
         choices = None if measures else self._choices
         try:
-            plan = make_plan(captured, inputs, cache, bank=self._bank, choices=choices)
+            (memory,) = self._memory
+            plan = make_plan(
+                captured, inputs, cache, bank=self._bank, memory=memory, choices=choices
+            )
         except torch.cuda.OutOfMemoryError:
             return None, "there is not enough memory to measure its layers"
         told.rows = plan.rows
@@ -245,28 +277,26 @@ class CompiledGenerator(nn.Module):
         if not gap <= allowed_gap(dtype):
             return None, f"the plan's output differs by {gap:.1g}"
         if cuda.on_cuda(device):
-            return self._on_cuda(plan, inputs, told, cache if measures else None)
+            return self._on_cuda(plan, inputs, told, cache, measures)
         if self._graph:
             told.notes.append("no CUDA graph: the generator is not on CUDA")
-        way = self._way
-        if measures:
-            cache.save()
-            layouts, won = _layouts(given), []
-            for layout, pictures in layouts.items():
-                runs = {
-                    "before": partial(self.original, *pictures),
-                    "after": partial(_run, plan.module, pictures),
-                }
-                times = measure.interleaved(runs, rounds=5)
-                if layout == _layout(given):
-                    told.before, told.after = times["before"], times["after"]
-                if times["after"] < times["before"]:
-                    won.append(layout)
-            if not won:
-                return None, "the plan is not faster"
-            way = won[0] if len(won) < len(layouts) else ""
-            if self._choices is None:
-                self._choices, self._way = plan.choices, way
+        cache.save()
+        layouts, won = _layouts(given), []
+        for layout, pictures in layouts.items():
+            runs = {
+                "before": partial(self.original, *pictures),
+                "after": partial(_run, plan.module, pictures),
+            }
+            times = measure.interleaved(runs, rounds=5 if measures else 2)
+            if layout == _layout(given):
+                told.before, told.after = times["before"], times["after"]
+            if times["after"] < times["before"]:
+                won.append(layout)
+        if not won:
+            return None, "the plan is not faster"
+        way = won[0] if len(won) < len(layouts) else ""
+        if self._choices is None:
+            self._choices = plan.choices
         self._only[_signature(inputs)] = way
         return plan.module, f"as it was, but as planned on pictures in {way}" if way else ""
 
@@ -275,9 +305,10 @@ class CompiledGenerator(nn.Module):
         plan: Plan,
         inputs: tuple[Any, ...],
         told: Explanation,
-        cache: measure.Cache | None,
+        cache: measure.Cache,
+        measures: bool,
     ) -> tuple[cuda_graph.Run | None, str]:
-        """The fastest way to run all of it, or without a cache the first shape's; and its name."""
+        """The fastest way to run all of it, and its name: of all, or the first shape's and none."""
         whole = ", ".join(told.whole)
         graph = self._graph is not False and not whole
         if whole and self._graph is not False:
@@ -285,7 +316,7 @@ class CompiledGenerator(nn.Module):
         ways = cuda_graph.ways(self.original, plan.module, inputs, graph=graph)
         runs: dict[str, cuda_graph.Run] = {}
         for name, make in ways.items():
-            if cache is None and name != self._way:
+            if not measures and name not in (cuda_graph.AS_IT_WAS, self._way):
                 continue
             try:
                 run = make()
@@ -293,13 +324,13 @@ class CompiledGenerator(nn.Module):
                 runs[name] = run
             except (RuntimeError, ValueError) as error:
                 told.notes.append(f"not {name}: {(str(error).splitlines() or [''])[0]}")
-        if cache is None:
-            way = self._way if self._way in runs else cuda_graph.PLANNED
-            return runs.get(way) or ways[way](), way
+        if not measures and self._way not in runs:
+            runs[cuda_graph.PLANNED] = ways[cuda_graph.PLANNED]()
         if self._graph and cuda_graph.GRAPH in runs:
-            del runs[cuda_graph.PLANNED]
+            runs.pop(cuda_graph.PLANNED, None)
         calls = {name: partial(run, *inputs) for name, run in runs.items()}
-        times = measure.interleaved(calls, rounds=5, device=cache.device, whole=True)
+        rounds = 5 if measures else 2
+        times = measure.interleaved(calls, rounds, device=cache.device, whole=True)
         cache.save()
         way = min(times, key=times.__getitem__)
         told.before, told.after = times[cuda_graph.AS_IT_WAS], times[way]
@@ -309,6 +340,15 @@ class CompiledGenerator(nn.Module):
         if self._choices is None:
             self._choices, self._way = plan.choices, way
         return runs[way], way
+
+
+def _computed(module: nn.Module) -> dict[int, Tensor]:
+    """What `copy.deepcopy` takes for copied: tensors with a history, which it refuses.
+
+    Such is the weight that ``nn.utils.spectral_norm`` has computed, and computes again.
+    """
+    held = (value for part in module.modules() for value in vars(part).values())
+    return {id(t): t.detach().clone() for t in held if isinstance(t, Tensor) and not t.is_leaf}
 
 
 @functools.cache
@@ -406,9 +446,8 @@ def _unfit(module: nn.Module, inputs: tuple[Any, ...]) -> str | None:
 
 def _signature(inputs: tuple[Any, ...]) -> Any:
     """What a plan depends on."""
-    return tuple(
-        (x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _text(x) for x in inputs
-    )
+    each = ((x.shape, x.dtype, x.device) if isinstance(x, Tensor) else _text(x) for x in inputs)
+    return torch.get_num_threads(), *each
 
 
 def _text(value: Any) -> str:

@@ -34,6 +34,17 @@ class Explanation:
     whole: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
 
+    def headline(self, threads: int) -> str:
+        """All of it in one line, where another shape has the table."""
+        each = f"{self.shape}, {threads} thread{'s' if threads > 1 else ''}: {self.verdict}"
+        return each + ("" if self.before is None else f", {self._times()}")
+
+    def _times(self) -> str:
+        if self.before is None or self.after is None:
+            return ""
+        ratio = self.before / self.after
+        return f"before {self.before:.2f} ms, after {self.after:.2f} ms: {ratio:.2f}x"
+
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         names = ("layer", "shape", "zeros", "runs on", "ms", "others, ms", "with it", "why")
         table = Table(*names, title=f"input {self.shape}")
@@ -53,8 +64,7 @@ class Explanation:
         lines += [f"{name} runs as it was: {reason}" for name, reason in self.whole.items()]
         lines += [*self.notes, self.verdict]
         if self.before is not None and self.after is not None:
-            ratio = self.before / self.after
-            lines.append(f"before {self.before:.2f} ms, after {self.after:.2f} ms: {ratio:.2f}x")
+            lines.append(self._times())
         yield Group(*([table] if self.rows else []), *lines)
 
     def __str__(self) -> str:

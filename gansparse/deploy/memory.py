@@ -6,11 +6,13 @@ page fault once warm. Those above 32 MB glibc takes from the system on each call
 smaller ones, too, when they are the last on its heap. The faults cost as much as a sparse layer:
 SRGAN's last pixel shuffle with its convolution (38 MB) takes, at 90 % zeros, 32.8 ms with them and
 16.1 ms without, one thread of a Zen 5. So the sparse kernels write large tensors into buffers, one
-set a thread; tensors that are not alive together share one.
+set a thread; tensors that are not alive together share one, and so do plans of other shapes, each
+buffer as large as the largest that it had to hold.
 """
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Collection
 from typing import Any
@@ -25,7 +27,11 @@ MEMORY = "memory"
 
 
 class Buffers(nn.Module):
-    """Each thread's buffers; what they hold is not part of any state."""
+    """Each thread's buffers; what they hold is not part of any state.
+
+    A thread runs one plan at a time, and what is in a buffer does not leave the plan, so all plans
+    of a generator share one of these.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -34,11 +40,12 @@ class Buffers(nn.Module):
     def forward(self, slot: int, shape: tuple[int, ...]) -> Tensor:
         """The slot's memory as float32 of this shape, with whatever is in it."""
         slots: dict[Any, Tensor] = self._own.__dict__
-        made = slots.get(slot)
-        if made is None:
+        made, numbers = slots.get(slot), math.prod(shape)
+        if made is None or made.numel() < numbers:
+            slots.pop(slot, None)  # before there is another
             with torch.inference_mode(False):  # such tensors may be used anywhere
-                slots[slot] = made = torch.empty(shape)
-        return made
+                slots[slot] = made = torch.empty(numbers)
+        return made[:numbers].view(shape)
 
 
 def add_buffers(

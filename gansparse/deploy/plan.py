@@ -88,6 +88,7 @@ def make_plan(
     cache: measure.Cache,
     *,
     bank: Bank,
+    memory: Buffers,
     choices: dict[str, str] | None = None,
 ) -> Plan:
     """Fuse, measure, choose.
@@ -97,6 +98,7 @@ def make_plan(
         inputs: what it is called with; layers are measured on what they read then.
         cache: of measured times.
         bank: layers made before; new ones are added.
+        memory: for large tensors between layers.
         choices: layer → kernel, as chosen before: then nothing is measured.
     """
     names = fuse(captured)
@@ -131,7 +133,7 @@ def make_plan(
             if node in runner.rows:
                 runner.rows[node].kernel, runner.rows[node].why = MOMENTS, pair.why
     convert(captured.graph, layouts, set(runner.layers))
-    captured.add_module(MEMORY, Buffers())
+    captured.add_module(MEMORY, memory)
     on_cpu = [node for node in runner.layers if node.meta["value"].device.type == "cpu"]
     add_buffers(captured, [node for node in on_cpu if _writes(captured, node)], names)
     captured.recompile()

@@ -21,6 +21,8 @@ from gansparse.deploy import measure, memory
 from gansparse.errors import InputError
 from gansparse.sparsity import Pruner, shrink
 
+real_interleaved = measure.interleaved
+
 
 def pruned(name, granularity="element", sparsity=0.6):
     network = without_dropout(generator(name))
@@ -227,13 +229,96 @@ def test_keywords_and_inputs_that_are_no_tensors():
 def test_new_shapes_keep_the_choice_or_measure_again(timer):
     network = seeded(nn.Sequential(conv(), nn.ReLU(), conv()))
     kept = deploy.compile(network, picture())
-    count = len(timer.asked)
+    count, layers = len(timer.asked), timer.layers
     assert_same(kept, network, picture(1, 3, 20, 4))
-    assert len(timer.asked) == count
+    assert timer.layers == layers
+    assert timer.asked[count:] == [{"before", "after"}] * 2  # in both layouts
     again = deploy.compile(network, picture(), replan=True)
     count = timer.layers
     assert_same(again, network, picture(1, 3, 20, 4))
     assert timer.layers > count
+
+
+def test_a_new_shape_runs_as_it_was_where_the_plan_is_slower_there(timer):
+    network = seeded(nn.Sequential(conv(), nn.ReLU(), conv()))
+    compiled = deploy.compile(network, picture())
+    timer.before = 0.5
+    x = picture(1, 3, 4, 4)
+    assert torch.equal(compiled(x), network(x))
+    timer.before = 3.0
+    torch.set_num_threads(2)
+    assert_same(compiled, network, picture())
+    told = str(compiled.explain())
+    assert "input 1×3×4×4, 1 thread: runs as it was: the plan is not faster" in told
+    assert (
+        "input 2×3×8×10, 2 threads: runs as planned, before 3.00 ms, after 1.00 ms: 3.00x" in told
+    )
+
+
+def test_a_plan_that_is_really_slower_for_a_new_shape_is_not_used(monkeypatch):
+    """Patches of one pixel, as the example has them, on a picture of many: by the clock."""
+    monkeypatch.setattr(measure, "interleaved", real_interleaved)
+    network = seeded(nn.Sequential(*(conv(64, 64) for _ in range(3))))
+    for layer in network:
+        layer.weight.data[torch.rand(64, 64, 3, 3) < 0.75] = 0
+    compiled = deploy.compile(network, picture(1, 64, 1, 1))
+    x = picture(1, 64, 48, 48)
+    compiled(x)
+    runs = {"before": lambda: network(x), "after": lambda: compiled(x)}
+    with torch.no_grad():
+        times = real_interleaved(runs, rounds=15)
+    assert times["after"] <= 1.1 * times["before"]
+
+
+def test_the_oldest_shapes_are_forgotten(monkeypatch):
+    monkeypatch.setattr("gansparse.deploy.compiled._MOST_SHAPES", 3)
+    network = seeded(nn.Sequential(conv(), nn.ReLU(), conv()))
+    compiled = deploy.compile(network, picture())
+    for size in (4, 5, 6, 7, 8, 9):
+        assert_same(compiled, network, picture(1, 3, size, size))
+    assert len(compiled._plans) == len(compiled._told) == 3
+    assert compiled.explain().rows  # of the first
+    assert_same(compiled, network, picture())
+
+
+def test_runs_as_it_was_under_autocast():
+    network = nn.Sequential(
+        conv(8, 8), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.ReLU(), conv(8, 3)
+    )
+    network, x = seeded(network), picture(1, 8, 9, 9)
+    compiled = deploy.compile(network, x)
+    with torch.autocast("cpu", torch.bfloat16), torch.no_grad():
+        assert torch.equal(compiled(x), network(x))
+        assert compiled(x).dtype == torch.bfloat16
+        made_inside = deploy.compile(network, x)
+    assert compiled(x).dtype == torch.float32
+    assert made_inside.explain().verdict == "runs as planned"
+
+
+def test_keyword_only_arguments_reach_the_generator():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = conv()
+
+        def forward(self, x, *, scale=1.0, **more):
+            return self.layer(x) * scale + len(more)
+
+    network, x = seeded(Scaled()), picture()
+    compiled = deploy.compile(network, x)
+    with torch.no_grad():
+        assert torch.equal(compiled(x, scale=2.0), network(x, scale=2.0))
+        assert torch.equal(compiled(x, other=1), network(x, other=1))
+    assert_same(compiled, network, x)
+
+
+def test_a_spectral_norm_that_has_been_trained():
+    network = seeded(nn.Sequential(nn.utils.spectral_norm(conv()), nn.ReLU(), conv()))
+    x = picture()
+    network.train()(x).sum().backward()
+    compiled = deploy.compile(network, x)
+    network.eval()
+    assert_same(compiled, network, x)
 
 
 def test_other_strides_of_the_same_shape():
@@ -357,6 +442,19 @@ def test_large_tensors_are_written_into_kept_memory(monkeypatch):
     assert torch.equal(first, kept)  # what leaves the plan is never written over
     assert not torch.equal(first, second)
     assert_same(compiled, network, *x)
+
+
+def test_plans_of_all_shapes_share_their_memory(monkeypatch):
+    monkeypatch.setattr(memory, "LARGE", 1024)
+    network = seeded(nn.Sequential(conv(), nn.ReLU(), conv(), nn.ReLU(), conv()))
+    compiled = deploy.compile(network, picture(1, 3, 20, 20))
+    (kept,) = compiled._memory
+    slots = kept._own.__dict__
+    before = slots[0].data_ptr()
+    for size in (19, 18, 20, 24, 21):
+        assert_same(compiled, network, picture(1, 3, size, size))
+    assert before != slots[0].data_ptr()  # it grew, once
+    assert sum(t.numel() for t in slots.values()) <= len(slots) * 3 * 24 * 24
 
 
 def test_what_leaves_the_graph_is_not_kept_memory(monkeypatch):
