@@ -16,7 +16,7 @@ except ImportError as error:  # the folder was imported without having been buil
         f"gansparse's native core could not be loaded ({error}); build it with `pip install .`"
     ) from error
 
-__all__ = ["current_stream", "define", "define_gradient", "describe"]
+__all__ = ["current_stream", "define", "define_autocast", "define_gradient", "describe"]
 
 _LIBRARY: Any = torch.library.Library("gansparse", "DEF")  # type: ignore[no-untyped-call]
 
@@ -47,6 +47,17 @@ def define_gradient(name: str, backward: Callable[..., Any], save: Callable[...,
     torch.library.register_autograd(
         f"gansparse::{name}", backward, setup_context=save, lib=_LIBRARY
     )
+
+
+def define_autocast(name: str, dtype: torch.dtype) -> None:
+    """Let a defined op take floating-point tensors of any dtype under `torch.autocast`.
+
+    Args:
+        name: the op's.
+        dtype: what they are brought to there.
+    """
+    for device in ("cpu", "cuda"):
+        torch.library.register_autocast(f"gansparse::{name}", device, dtype, lib=_LIBRARY)
 
 
 @overload

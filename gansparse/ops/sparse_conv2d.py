@@ -13,7 +13,13 @@ from torch import Tensor
 from gansparse import _C
 from gansparse.errors import InputError
 from gansparse.ops._arrays import takes_arrays
-from gansparse.ops._library import current_stream, define, define_gradient, describe
+from gansparse.ops._library import (
+    current_stream,
+    define,
+    define_autocast,
+    define_gradient,
+    describe,
+)
 from gansparse.ops.sparse_conv2d_gradients import (
     _margins,
     _phases,
@@ -291,6 +297,7 @@ def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 define(_SCHEMA, _run, _fake)
 define_gradient("sparse_conv2d", _gradients, _save)
+define_autocast("sparse_conv2d", torch.float32)
 define(_OUT_SCHEMA, _run_out, _fake_out)
 define(_TILES_SCHEMA, _run_tiles, _fake_tiles)
 define_gradient("sparse_conv2d_tiles", _gradients, _save)

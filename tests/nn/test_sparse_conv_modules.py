@@ -123,3 +123,14 @@ def test_packed_weights_make_a_layer():
     weight = torch.eye(3).view(3, 3, 1, 1)
     x = torch.randn(1, 3, 4, 4)
     assert torch.equal(SparseConv2d(pack_sparse_conv2d(weight))(x), x)
+
+
+def test_autocast_leaves_it_in_float32():
+    layer, x = pruned("plain"), torch.randn(2, 5, 9, 9)
+    made = sparse(layer)
+    made.values.requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16):
+        out = made(x.bfloat16())
+        out.sum().backward()
+    assert out.dtype == made.values.grad.dtype == torch.float32
+    assert torch.equal(out, made(x.bfloat16().float()))
