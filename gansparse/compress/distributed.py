@@ -2,21 +2,27 @@
 """One training by several processes (torchrun): each takes its share of every batch.
 
 The batch stays what it is in one process, so does the loss: means are taken over all processes,
-gradients are averaged, and every process then takes the same step. With one process nothing here
-does anything.
+BatchNorms normalise by the whole batch, the pool of fakes is one, gradients and running statistics
+are averaged, and every process then takes the same step. A network of the user's own that draws
+random numbers draws others in each process. With one process nothing here does anything.
 """
 
 from __future__ import annotations
 
 import atexit
+import functools
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.nn.functional import all_reduce
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils._pytree import tree_map
 
 from gansparse.errors import InputError
 
@@ -117,18 +123,108 @@ def gather(value: Any) -> list[Any]:
     return values
 
 
-def synchronised_norms(module: nn.Module, device: torch.device) -> nn.Module:
-    """BatchNorms that see the whole batch: torch has them for CUDA only.
+def average_buffers(module: nn.Module) -> None:
+    """Running statistics become their means over all processes, in place."""
+    buffers = [b for b in module.buffers() if b.is_floating_point()]
+    if processes() == 1 or not buffers:
+        return
+    flat = average(torch.cat([buffer.flatten() for buffer in buffers]))
+    parts = torch.split(flat, [buffer.numel() for buffer in buffers])
+    for buffer, part in zip(buffers, parts, strict=True):
+        buffer.copy_(part.view_as(buffer))
 
-    On the CPU several processes' BatchNorms see their own shares, as in a smaller batch; so do
-    those of a network that has a kind of its own.
+
+def of_the_whole(
+    change: Callable[[Any], Any],
+    held: Any,  # tensor [N / processes, ...], or a dict of such
+) -> Any:
+    """This process's part of what ``change`` makes of the whole batch; each process computes it."""
+    if processes() == 1:
+        return change(held)
+
+    def gathered(value: torch.Tensor) -> torch.Tensor:
+        parts = [torch.empty_like(value.contiguous()) for _ in range(processes())]
+        dist.all_gather(parts, value.contiguous())
+        return torch.cat(parts)
+
+    made = change(tree_map(gathered, held))
+    return tree_map(lambda value: value.chunk(processes())[rank()], made)
+
+
+def synchronised_norms(module: nn.Module, device: torch.device) -> nn.Module:
+    """The module, its BatchNorms changed so that they see the whole batch (`whole_batches`).
+
+    On CUDA torch's own, where a BatchNorm is one of torch's three.
     """
-    if processes() == 1 or device.type != "cuda":
+    if processes() == 1:
         return module
     convert: Any = nn.SyncBatchNorm.convert_sync_batchnorm
-    if type(module) in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d):
+    if device.type == "cuda" and type(module) in _TORCHS_OWN:
         synchronised: nn.Module = convert(module)
         return synchronised
+    if isinstance(module, _BatchNorm) and not isinstance(module, nn.SyncBatchNorm):
+        kind: Any = type(module)
+        module.__class__ = _whole_batch_norm(kind)
     for name, child in module.named_children():
         setattr(module, name, synchronised_norms(child, device))
     return module
+
+
+_TORCHS_OWN = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+_shared = False  # what networks are called with now is a share of a batch
+
+
+@contextmanager
+def whole_batches() -> Iterator[None]:
+    """In here all processes call the same networks, each on its share of a batch."""
+    global _shared
+    before, _shared = _shared, True
+    try:
+        yield
+    finally:
+        _shared = before
+
+
+@functools.cache
+def _whole_batch_norm(kind: Any) -> Any:
+    """A subclass of a BatchNorm that normalises by the statistics of the whole batch."""
+
+    class WholeBatchNorm(kind):  # type: ignore[misc]
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            live = self.training or self.running_mean is None or getattr(self, "live", False)
+            if not (_shared and live):
+                alone: torch.Tensor = super().forward(x)
+                return alone
+            return _normalise(self, x)
+
+    return WholeBatchNorm
+
+
+def _normalise(
+    norm: Any,
+    x: torch.Tensor,  # [N / processes, C, ...]
+) -> torch.Tensor:  # the same
+    def mean_of(value: torch.Tensor) -> torch.Tensor:  # [C], over all processes, with a gradient
+        total: torch.Tensor = all_reduce(value.mean(dims))  # type: ignore[no-untyped-call]
+        return total / processes()
+
+    dims = [0, *range(2, x.dim())]
+    shape = (1, -1, *[1] * (x.dim() - 2))
+    wide = x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+    mean = mean_of(wide)
+    centred = wide - mean.view(shape)
+    variance = mean_of(centred.square())
+    made = centred * (variance + norm.eps).rsqrt().view(shape)
+    if norm.weight is not None:
+        made = made * norm.weight.view(shape) + norm.bias.view(shape)
+    if norm.training and norm.running_mean is not None:
+        with torch.no_grad():
+            norm.num_batches_tracked += 1
+            count = x.numel() // x.shape[1] * processes()
+            share = norm.momentum
+            if share is None:
+                share = 1.0 / float(norm.num_batches_tracked)
+            norm.running_mean.lerp_(mean, share)
+            norm.running_var.lerp_(variance * count / max(1, count - 1), share)
+    normalised: torch.Tensor = made.to(x.dtype)
+    return normalised

@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.norms import put_gradients_right
 from gansparse.compress.quantize import quantize
 from gansparse.compress.recipes import Recipe
 from gansparse.errors import GansparseError, InputError
@@ -31,6 +32,7 @@ from gansparse.tasks.gan import Batch, GANTask
 
 def place(module: nn.Module, device: torch.device) -> nn.Module:
     """The module on its device, in training mode, its convolutions channels_last."""
+    put_gradients_right(module)
     to: Any = module.to  # torch's annotation lacks memory_format
     placed: nn.Module = to(device, memory_format=torch.channels_last)
     return placed.train()

@@ -15,6 +15,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from gansparse.compress import distributed
 from gansparse.compress.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.ema import update_ema
-from gansparse.compress.norms import freeze_norms, recalibrate
+from gansparse.compress.norms import freeze_norms, leave_gradients, recalibrate
 from gansparse.compress.objectives import Made, Objective
 from gansparse.compress.quantize import plain
 from gansparse.compress.recipes import get_recipe
@@ -105,6 +106,8 @@ class Trainer:
         critic = starting_discriminator(task, recipe)
         self.d = None if critic is None else place(critic, self.device)
         check_fit(task, self.g_c, self.d)
+        if self.g_o is not None:
+            self.g_o = distributed.synchronised_norms(self.g_o, self.device)
         self.g_c = distributed.synchronised_norms(self.g_c, self.device)
         self.d = self.d and distributed.synchronised_norms(self.d, self.device)
         quantize_networks(self.g_c, self.d, recipe, config)
@@ -156,7 +159,8 @@ class Trainer:
             self._write_history()  # no step is taken for a place that takes no files
         while self.step < config.steps:
             start = time.perf_counter()
-            row = self.train_step(self.step)
+            with distributed.whole_batches():
+                row = self.train_step(self.step)
             self.step += 1
             self.seconds += time.perf_counter() - start
             turn = row["step"] // self.task.g_every
@@ -194,6 +198,9 @@ class Trainer:
             self._g_phase(step, batch, made, terms)
         if task.g_first:
             self._d_phase(step, batch, self._generate(batch) if task.fresh_fakes else made, terms)
+        for network in (self.g_c, self.d):
+            if network is not None:
+                distributed.average_buffers(network)
         terms = distributed.average_values(terms)
         loss = terms.pop("loss", None)  # absent where only D took a step
         return {"step": step, "loss": loss, "sparsity": self._sparsity, "terms": terms}
@@ -220,7 +227,7 @@ class Trainer:
         task = self.task
         shown = detached(made.fake_c)
         if self.objective.d_update == "adversarial-compressed":
-            shown = self.pool.exchange(shown, step)
+            shown = distributed.of_the_whole(partial(self.pool.exchange, step=step), shown)
         with self._autocast():
             loss = self.objective.d_loss(self.d, batch, made.fake_o, shown)
         if task.regulariser is not None and step % task.regulariser_every == 0:
@@ -241,6 +248,7 @@ class Trainer:
         _finite(loss, step, "G phase")
         self.opt_g.zero_grad(set_to_none=True)
         _backward(loss, self.g_c)
+        distributed.average_buffers(self.g_c)  # before the average takes them
         self.opt_g.step()
         if self.d is not None:
             self.d.requires_grad_(True)
@@ -283,12 +291,10 @@ class Trainer:
 
     def save(self) -> None:
         """Writes a checkpoint and the history so far; nothing where there is no ``out``."""
-        pools = distributed.gather(self.pool.state_dict())
         if self.out is None or distributed.rank() > 0:
             return
         self._write_history()
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        states["pool"] = pools
         state = {"parts": states, "config": self.config.to_dict(), "seconds": self.seconds}
         save_checkpoint(self.out / "checkpoints", self.step, state)
 
@@ -328,10 +334,7 @@ class Trainer:
                 "resume with the same settings or choose another --out"
             )
         for name, part in self._parts().items():
-            saved = state["parts"][name]
-            part.load_state_dict(
-                saved[distributed.rank() % len(saved)] if name == "pool" else saved
-            )
+            part.load_state_dict(state["parts"][name])
         self.step, self.seconds = step, float(state["seconds"])
         if self.pruner is not None:
             self._sparsity = self.pruner.achieved_sparsity()
@@ -344,6 +347,9 @@ class Trainer:
         if self.config.recalibration and self.config.reading.g_norm == "batch":
             with torch.no_grad():
                 recalibrate(generator, self._forwards(self.config.recalibration))
+        for network in (generator, self.d):
+            if network is not None:
+                leave_gradients(network)
         generator.eval()
         masks = self.pruner.state_dict() if self.pruner is not None else {}
         files: list[Path] = []

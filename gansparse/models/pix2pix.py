@@ -6,6 +6,9 @@ Keys are those of junyanz/pytorch-CycleGAN-and-pix2pix, so its files load as the
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 
 import torch
@@ -46,16 +49,40 @@ class LiveBatchNorm2d(nn.BatchNorm2d):
 
 
 class LiveDropout(nn.Dropout):
-    """Dropout that, while `live`, drops in eval mode, too."""
+    """Dropout that, while `live`, drops in eval mode, too; `drawn_from` fixes what."""
 
     live = True
 
     def forward(
         self,
-        x: torch.Tensor,  # any shape
+        x: torch.Tensor,  # [N, ...]
     ) -> torch.Tensor:  # same shape
         """Some elements zero, the others scaled."""
-        return F.dropout(x, self.p, self.training or self.live)
+        sources = _SOURCES.get()
+        if sources is None or not (self.training or self.live):
+            return F.dropout(x, self.p, self.training or self.live)
+        drawn = [torch.rand(x.shape[1:], generator=rng, device=x.device) for rng in sources]
+        return x * (torch.stack(drawn) >= self.p).to(x.dtype) / (1.0 - self.p)
+
+
+_SOURCES: ContextVar[list[torch.Generator] | None] = ContextVar("sources", default=None)
+
+
+@contextmanager
+def drawn_from(
+    seeds: torch.Tensor,  # [N] int64
+    device: torch.device,
+) -> Iterator[None]:
+    """In here `LiveDropout` drops from each sample what follows from its own seed.
+
+    Whatever batch the sample is in, and however it lies in memory.
+    """
+    sources = [torch.Generator(device).manual_seed(seed) for seed in seeds.tolist()]
+    token = _SOURCES.set(sources)
+    try:
+        yield
+    finally:
+        _SOURCES.reset(token)
 
 
 def make_norm(norm: str, channels: int) -> nn.Module:

@@ -21,6 +21,7 @@ from gansparse.models.pix2pix import (
     PatchGANDiscriminator,
     PixelDiscriminator,
     UNetGenerator,
+    drawn_from,
 )
 from gansparse.tasks.adversarial import (
     CountedBatches,
@@ -58,8 +59,8 @@ def pix2pix_task(
     dis   half of: D takes (a, b) for real and (a, G(a)) for fake, mean over the patches
     ====  ==========================================================================
 
-    The U-Net's dropout is its source of noise. Here it is a function of the batch, so two
-    generators (of one memory format) get the same noise for the same batch, and scores repeat.
+    The U-Net's dropout is its source of noise. Here it is a function of the sample, so two
+    generators get the same noise for the same sample, in whatever batch, and scores repeat.
     Pictures to be scored are made one by one, as the authors make them: each is normalised by its
     own statistics.
 
@@ -139,10 +140,7 @@ def pix2pix_task(
 
 
 def _with_noise(batch: Batch, seed: int, stream: str, index: int) -> Batch:
-    """The batch, and "noise" [N] int64, whose first is the seed of its dropout.
-
-    One a sample, so that several processes which share a batch each have their own.
-    """
+    """The batch, and "noise" [N] int64, the seed of each sample's dropout."""
     rng = generator_for(seed, stream, index)
     return {**batch, "noise": torch.randint(2**62, (batch["a"].shape[0],), generator=rng)}
 
@@ -152,8 +150,9 @@ def _drawing_from(batch: Batch) -> Iterator[None]:
     """What is drawn at random in here is a function of the batch."""
     a = batch["a"]
     with torch.random.fork_rng([a.device] if a.is_cuda else []):
-        torch.manual_seed(int(batch["noise"][0]))
-        yield
+        torch.manual_seed(int(batch["noise"][0]))  # of what a user's own network draws
+        with drawn_from(batch["noise"], a.device):
+            yield
 
 
 def _generate(generator: nn.Module, batch: Batch) -> torch.Tensor:  # [N, C, H, W]
@@ -170,8 +169,12 @@ def _view(evaluation: CountedBatches) -> View:
         return {"input": batch["a"], "truth": batch["b"]}
 
     def make(generator: nn.Module, batch: Batch) -> torch.Tensor:  # [N, C, H, W]
-        with _drawing_from(batch):
-            return torch.cat([generator(picture) for picture in torch.split(batch["a"], 1)])
+        fakes = []
+        each = (torch.split(batch[name], 1) for name in ("a", "noise"))
+        for a, noise in zip(*each, strict=True):
+            with _drawing_from({"a": a, "noise": noise}):
+                fakes.append(generator(a))
+        return torch.cat(fakes)
 
     count = count_samples(evaluation, "b")
     return View("a to b", FirstSamples(evaluation, "b", count), batch, make, count, beside)
