@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import hashlib
 import json
 import platform
 import shlex
@@ -22,6 +21,7 @@ from torch import nn
 
 from gansparse import __version__
 from gansparse.compress.config import TrainConfig
+from gansparse.compress.origin import changes, digest, origin_of
 from gansparse.compress.parallel import Row, rows_by_processes
 from gansparse.compress.recipes import RECIPES
 from gansparse.compress.samples import beside, save_samples
@@ -272,13 +272,12 @@ class Comparison:
 
     def _dense(self, task: GANTask) -> Row:
         path = self.out / "dense.json"
-        made_of = {"task": task.name, "data": task.data_name, "generator": _digest(task.generator)}
+        made_of = origin_of(task, task.batch(0))
         if path.exists():
             found: Row = read_json(path)
-            if found.get("made_of") != made_of:
+            if other := changes(found.get("made_of", {}), made_of):
                 raise InputError(
-                    f"{self.out} holds a comparison of another generator or with other data; "
-                    "choose another --out"
+                    f"{self.out} holds a comparison with another {other}; choose another --out"
                 )
             if found["scoring"] == self.scorer.settings:
                 return found
@@ -300,7 +299,7 @@ class Comparison:
         if self.yardstick is None:
             return {}
         path = self.out / "yardstick.json"
-        made_of = {"generator": _digest(self.yardstick), "scoring": self.scorer.settings}
+        made_of = {"generator": digest(self.yardstick), "scoring": self.scorer.settings}
         if path.exists():
             found: Row = read_json(path)
             if found.get("made_of") == made_of:
@@ -394,15 +393,6 @@ def _alone(folder: Path) -> Iterator[None]:
                 "or choose another --out"
             ) from None
         yield
-
-
-def _digest(module: nn.Module) -> str:
-    """SHA-256 of a network's weights."""
-    digest = hashlib.sha256()
-    for name, value in module.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def _plain(config: TrainConfig) -> Any:

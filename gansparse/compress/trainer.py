@@ -28,6 +28,7 @@ from gansparse.compress.config import TrainConfig
 from gansparse.compress.ema import update_ema
 from gansparse.compress.norms import freeze_norms, leave_gradients, recalibrate
 from gansparse.compress.objectives import Made, Objective
+from gansparse.compress.origin import changes, origin_of
 from gansparse.compress.quantize import plain
 from gansparse.compress.recipes import get_recipe
 from gansparse.compress.start import (
@@ -96,6 +97,7 @@ class Trainer:
         self.out = None if out is None else Path(out)
         self.device = torch.device(device)
         self.step, self.seconds = 0, 0.0
+        self._origin: dict[str, Any] | None = None
         self.history: list[dict[str, Any]] = []
         torch.manual_seed(config.seed)
 
@@ -207,7 +209,10 @@ class Trainer:
 
     def _batch(self, step: int) -> Batch:
         """This process's share of a step's batch, on its device."""
-        batch = distributed.share(self.task.batch(step))
+        batch = self.task.batch(step)
+        if self._origin is None and self.out is not None:
+            self._origin = origin_of(self.task, batch)
+        batch = distributed.share(batch)
         return {key: value.to(self.device) for key, value in batch.items()}
 
     def _generate(self, batch: Batch, g_turn: bool = False) -> Made:
@@ -295,7 +300,12 @@ class Trainer:
             return
         self._write_history()
         states = {name: part.state_dict() for name, part in self._parts().items()}
-        state = {"parts": states, "config": self.config.to_dict(), "seconds": self.seconds}
+        state = {
+            "parts": states,
+            "config": self.config.to_dict(),
+            "seconds": self.seconds,
+            "origin": self._origin or {},
+        }
         save_checkpoint(self.out / "checkpoints", self.step, state)
 
     def _write_history(self) -> None:
@@ -328,6 +338,9 @@ class Trainer:
             for key in own
             if made.get(key) != own[key] and key not in free
         ]
+        self._origin = origin_of(self.task, self.task.batch(step))
+        if other := changes(state.get("origin", {}), self._origin):
+            changed.append(other)
         if changed:
             raise CheckpointError(
                 f"{path}: was made with another {', '.join(changed)}; "

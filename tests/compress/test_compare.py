@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from tiny import tiny_task
 
-from gansparse.compress import TrainConfig
+from gansparse.compress import TrainConfig, Trainer
 from gansparse.compress.compare import Comparison, Entry
 from gansparse.compress.samples import LEAST_PICTURES, SHOWN_VALUES, samples
 from gansparse.errors import CheckpointError, InputError, OutputError, TrainingError
@@ -147,12 +147,33 @@ def test_other_settings_in_the_same_folder_are_refused(task, tmp_path):
         comparison(task, tmp_path).run([entry("g", lr=1.0)])
 
 
-def test_another_generator_in_the_same_folder_is_refused(task, tmp_path):
-    comparison(task, tmp_path).run([entry("g")])
-    with torch.no_grad():
-        next(task.generator.parameters()).add_(1e-3)
-    with pytest.raises(InputError, match="holds a comparison of another generator or with other"):
-        comparison(task, tmp_path).run([entry("g")])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"generator": 1e-3}, "generator"),
+        ({"discriminator": 1e-3}, "discriminator"),
+        ({"weights": {"gen": 7.0}}, "loss weights"),
+        ({"trained_with": {"gan_mode": "lsgan"}}, "options of the task"),
+        ({"batch": 4}, "size of batches"),
+    ],
+)
+def test_a_run_of_another_pair_or_task_in_the_same_folder_is_refused(task, tmp_path, change, words):
+    comparison(task, tmp_path / "compared").run([entry("g")])
+    config = TrainConfig("b", steps=4, sparsity=0.5, save_every=2)
+    Trainer(task, config, out=tmp_path / "run").run()
+    ((name, value),) = change.items()
+    if name in ("generator", "discriminator"):
+        with torch.no_grad():
+            next(getattr(task, name).parameters()).add_(value)
+    elif name == "batch":
+        whole = task.batch
+        task.batch = lambda step: {key: given[:value] for key, given in whole(step).items()}
+    else:
+        setattr(task, name, value)
+    with pytest.raises(InputError, match=f"holds a comparison with another {words}; choose"):
+        comparison(task, tmp_path / "compared").run([entry("g")])
+    with pytest.raises(CheckpointError, match=f"was made with another {words}; resume with"):
+        Trainer(task, config, out=tmp_path / "run", resume=True)
 
 
 def test_one_comparison_a_folder(task, tmp_path):

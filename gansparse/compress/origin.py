@@ -1,0 +1,60 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a run was made of beside its configuration: the pair, the losses, the batches.
+
+Kept beside checkpoints and results, so that nothing of one pair is taken for another's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import nn
+
+from gansparse.tasks.gan import Batch, GANTask
+
+#: What a message calls it.
+_NAMES = {
+    "task": "task", "data": "data", "generator": "generator", "discriminator": "discriminator",
+    "weights": "loss weights", "options": "options of the task", "batch": "size of batches",
+}  # fmt: skip
+
+
+def origin_of(task: GANTask, batch: Batch) -> dict[str, Any]:
+    """What tells a task from another, JSON-ready.
+
+    Args:
+        task: before anything was trained.
+        batch: one of its own, for shapes.
+    """
+    shapes = {name: list(value.shape) for name, value in sorted(batch.items())}
+    made: dict[str, Any] = {
+        "task": task.name,
+        "data": task.data_name,
+        "generator": digest(task.generator),
+        "discriminator": digest(task.discriminator),
+        "weights": dict(task.weights),
+        "options": dict(task.trained_with),
+        "batch": shapes,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(made))
+    return plain
+
+
+def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
+    """What differs, for a message; "" where nothing does. What was not written down may be all."""
+    return ", ".join(
+        _NAMES[key] for key, value in own.items() if key in found and found[key] != value
+    )
+
+
+def digest(module: nn.Module) -> str:
+    """SHA-256 of a network's weights."""
+    made = hashlib.sha256()
+    for name, value in module.state_dict().items():
+        made.update(name.encode())
+        made.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return made.hexdigest()
