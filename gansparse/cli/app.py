@@ -33,6 +33,7 @@ from gansparse.cli.options import (
     stoppable,
     wide_console,
 )
+from gansparse.cli.originals import translated
 from gansparse.cli.train import train_app
 from gansparse.errors import GansparseError
 
@@ -41,29 +42,11 @@ class _Group(TyperGroup):
     """Takes options as the originals write them, and says when it was stopped."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        return super().parse_args(ctx, _each_for_itself([_dashed(word) for word in args]))
+        return super().parse_args(ctx, translated(args))
 
     def invoke(self, ctx: Any) -> Any:
         with stoppable():
             return super().invoke(ctx)
-
-
-def _dashed(word: str) -> str:
-    name, equals, value = word.partition("=")
-    return name.replace("_", "-") + equals + value if word.startswith("--") else word
-
-
-def _each_for_itself(words: list[str]) -> list[str]:
-    """The originals' --selected_attrs A B is --selected-attrs A --selected-attrs B."""
-    option, found = "--selected-attrs", [""]
-    several = False
-    for word in words:
-        if word.startswith("--"):
-            several = word == option
-        elif several and found[-1] != option:
-            found.append(option)
-        found.append(word)
-    return found[1:]
 
 
 app = typer.Typer(

@@ -79,7 +79,7 @@ def compare(
         str | None, typer.Option(help="Of a weight, in technique m: 1,2,4; default: 4.")
     ] = None,
     steps: Annotated[
-        int | None, typer.Option(min=1, help="Of each run; default: a tenth of the training.")
+        int | None, typer.Option(min=1, help="Of each run; default: as of compress.")
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only these layers (globs).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="All but these layers.")] = None,
@@ -184,7 +184,11 @@ def compare(
     with stoppable("the same command goes on where it was"), ProgressBars() as bars:
         comparison = Comparison(
             source,
-            _make_extractor(extractor or default_extractor(task.value), mode, extractor_weights),
+            "lenet-mnist"  # comes with the package, and nothing is scored
+            if dry_run
+            else _make_extractor(
+                extractor or default_extractor(task.value), mode, extractor_weights
+            ),
             out,
             title=_title(task.value, letters, grid),
             num_samples=num_samples,

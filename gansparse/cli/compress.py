@@ -61,7 +61,10 @@ def compress(
     ] = "element",
     recipe: Annotated[str, typer.Option(help="Letter of a technique; b is self-supervised.")] = "b",
     steps: Annotated[
-        int | None, typer.Option(help="Default: a tenth of the original training.")
+        int | None,
+        typer.Option(
+            help="Default: a tenth of the training that G's file tells of, else one epoch."
+        ),
     ] = None,
     include: Annotated[list[str] | None, typer.Option(help="Only these layers (globs).")] = None,
     exclude: Annotated[list[str] | None, typer.Option(help="All but these layers.")] = None,

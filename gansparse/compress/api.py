@@ -82,6 +82,8 @@ def evaluate(
     if name == "dcgan":
         options["evaluation_seed"] = seed
     task = load_task(name, data, generator=generator, scoring=True, **options)
+    if not task.views:
+        raise InputError(f"{data}: no pictures to score {name} with: it has no test set")
     given = {"mode": mode, "weights": weights}
     chosen = {key: value for key, value in given.items() if value is not None}
     network = get_extractor(extractor or default_extractor(name), device, **chosen)
@@ -141,7 +143,8 @@ def compress(
         sparsity: share of zeros in the pruned weights.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
         recipe: technique of Yu & Pool 2020, Table 1; ``b`` is the paper's own.
-        steps: generator steps; default: a tenth of the original training.
+        steps: generator steps; default: a tenth of the original training where the generator's
+            file tells how long that was, else one epoch.
         seed: of everything random.
         out: folder for checkpoints and the result; default: nothing is written.
         device: where to compute.

@@ -63,7 +63,11 @@ class Entry:
     def identity(self) -> Row:
         """What a report tells it by."""
         c = self.config
-        own = {"b": "ours", "m": "1 bit" if c.bits == 1 else f"{c.bits} bits"}
+        own = {
+            "a": f"{c.steps:,} steps from random weights",
+            "b": "ours",
+            "m": "1 bit" if c.bits == 1 else f"{c.bits} bits",
+        }
         return {
             "key": c.recipe,
             "technique": RECIPES[c.recipe].technique,

@@ -290,6 +290,9 @@ def _stargan(
     place = Path(data)
     if place.name in CELEBA_FOLDERS and (place.parent / CELEBA_LIST).exists():
         data = place.parent  # the original's --celeba_image_dir names the pictures' own folder
+    if place.name == "train" and Path(place.parent, "test").is_dir():
+        data = place.parent  # and its --rafd_image_dir the training set's
+    can_test = any(Path(data).glob("*-images-idx3-ubyte*")) or Path(data, CELEBA_LIST).exists()
 
     def labelled(phase: str) -> AttributeFolder | ClassFolder | LabelledPictures:
         augment = phase == "train"
@@ -306,7 +309,8 @@ def _stargan(
             return AttributeFolder(data, chosen or CELEBA_ATTRIBUTES, phase=phase, **common)
         return ClassFolder(data, phase, classes=chosen, **common)
 
-    train, test = labelled("train"), labelled("test")
+    train = labelled("train")
+    test = labelled("test") if can_test or Path(data, "test").is_dir() else None
     options.setdefault("classes", not isinstance(train, AttributeFolder))
     options.setdefault("d_repeat_num", min(6, int(math.log2(image_size))))
     return stargan_task(
@@ -338,13 +342,15 @@ def _srgan(
     net = _network(generator, load_generator)
     scale = getattr(net, "scale", scale)
     train = SuperResolutionFolder(data, "train", scale=scale, crop_size=crop_size)
-    valid = SuperResolutionFolder(data, "valid", scale=scale, augment=False)
+    valid = None
+    if Path(data, "DIV2K_valid_HR").is_dir() or not Path(data, "DIV2K_train_HR").is_dir():
+        valid = SuperResolutionFolder(data, "valid", scale=scale, augment=False)
     if vgg is not None:
         options["perceptual"] = str(vgg)  # or "none", or "discriminator"
     tests = {Path(p).name: SuperResolutionFolder(p, scale=scale, augment=False) for p in test_sets}
     return srgan_task(
         Batches(train, batch_size, seed, **reading),
-        EvaluationBatches(valid, 1, **reading),
+        None if valid is None else EvaluationBatches(valid, 1, **reading),
         generator=net,
         discriminator=_network(discriminator, load_discriminator),
         scale=scale,

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 
 from gansparse.cli import app
 from gansparse.cli.options import TaskName
+from gansparse.cli.originals import translated
 from gansparse.data import write_synthetic
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors, save_tensors
@@ -281,6 +282,60 @@ def test_networks_that_do_not_fit_are_refused_by_name(tmp_path):
             run("compress", "pix2pix", *data, *pair_of, "--steps", 1, "--out", tmp_path / "out")
     with pytest.raises(InputError, match="pix2pix: the generator does not take its inputs"):
         run("eval", "pix2pix", *data, *files(generator="star"))
+
+
+@pytest.mark.parametrize(
+    ("words", "ours"),
+    [
+        ("pix2pix --lambda_L1 50 --netG unet_128", "pix2pix --weight rec=50 --num-downs 7"),
+        ("pix2pix --netD pixel --manualSeed=3", "pix2pix --n-layers-d 0 --seed 3"),
+        ("cyclegan --lambda_A=5 --netG resnet_6blocks", "cyclegan --weight rec=5 --num-blocks 6"),
+        (
+            "stargan --rafd_image_dir D/train --lambda_cls 2",
+            "stargan --data D/train --weight cla=2",
+        ),
+        ("stargan --g_lr 1e-4 --lambda_gp 1", "stargan --lr 1e-4 --weight gp=1"),
+        ("dcgan --netG net.pth --netD d.pth", "dcgan --generator net.pth --discriminator d.pth"),
+        (
+            "dcgan --imageSize 32 --outf runs/x --lr=-1",
+            "dcgan --image-size 32 --out runs/x --lr=-1",
+        ),
+        ("pix2pix --num_threads 2 --continue_train", "pix2pix --num-workers 2 --resume"),
+    ],
+)
+def test_the_originals_options_are_ours(words, ours):
+    assert translated(words.split()) == ours.split()
+
+
+def test_the_originals_options_are_taken(tmp_path):
+    write_synthetic("classes", tmp_path / "rafd", count=10, size=48)
+    where = ["--rafd_image_dir", tmp_path / "rafd" / "train", "--outf", tmp_path / "pair"]
+    more = [*NETWORKS["stargan"], *SIZES["stargan"], *SMALL, "--num_iters", 2]
+    done = run("train", "stargan", *where, *more, "--lambda_cls", 2, "--g_lr", "1e-4")
+    assert done.exit_code == 0, done.output
+    (g,), (d,) = paths(tmp_path)
+    pair_of = ["--generator", g, "--discriminator", d, "--steps", 1, "--save_every", 0]
+    out = ["--out", tmp_path / "small", "--dry-run", *SMALL]
+    done = run("compress", "stargan", "--rafd_image_dir", tmp_path / "rafd", *pair_of, *out)
+    assert done.exit_code == 0, done.output
+    task = load_task("stargan", tmp_path / "rafd", generator=g, discriminator=d)
+    assert task.weight("cla") == 2.0
+    assert len(task.views) == 5  # of the test set beside
+
+
+def test_data_without_test_pictures_trains(tmp_path):
+    write_synthetic("classes", tmp_path / "classes", count=6, size=48)
+    shutil.rmtree(tmp_path / "classes" / "test")
+    write_synthetic("hr", tmp_path / "hr", count=5, size=48)
+    shutil.rmtree(tmp_path / "hr" / "DIV2K_valid_HR")
+    for name, data in (("stargan", "classes"), ("srgan", "hr")):
+        task = load_task(name, tmp_path / data, num_workers=0, **sizes_of(name))
+        assert not task.views
+        task.batch(0)
+    g = tmp_path / "g.safetensors"
+    save_tensors(g, StarGANGenerator(4, 5, 1).state_dict(), {})
+    with pytest.raises(InputError, match="no pictures to score stargan with"):
+        run("eval", "stargan", "--data", tmp_path / "classes", "--generator", g, *SMALL)
 
 
 def test_a_pair_tells_how_long_it_was_trained(tmp_path):
