@@ -28,8 +28,9 @@ ORDERS = ("given", "searched")
 class Reading:
     """What the paper leaves open, each a named option (docs/results.md compares them).
 
-    The defaults are what measured best so far: D goes on as the GAN's own training has it, on the
-    compressed generator's pictures, and the output term keeps G_C by G_O meanwhile.
+    The defaults are among the best that were measured, and nothing measured surely better: D goes
+    on as the GAN's own training has it, on the compressed generator's pictures, and the output term
+    keeps G_C by G_O meanwhile.
 
     Attributes:
         d_update: how D learns while it supervises. ``consistency``: it minimises L_DC of eq. 6
