@@ -128,7 +128,8 @@ class Panels:
     def scores(self) -> list[Image]:
         """FID over sparsity for techniques with several sparsities, else a bar for each group."""
         report = self.report
-        if curves := {name: line for name, line in self._lines().items() if len(line) > 1}:
+        curves = self._lines()
+        if any(len(line) > 1 for line in curves.values()):
             points = {
                 name: [(group.first.sparsity, group.fid, group.fid_range) for group in line]
                 for name, line in curves.items()

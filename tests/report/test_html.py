@@ -225,6 +225,17 @@ def test_super_resolution_has_details_and_a_sweep_pictures_by_sparsity(tmp_path)
     assert len([alt for alt in alts if "a row for each sparsity: dense, 50" in alt]) == 1
 
 
+def test_the_chart_shows_what_was_run_at_one_sparsity_beside_the_lines(tmp_path):
+    run = make_run(tmp_path, sparsities=(0.5, 0.75), channels=1, size=16, samples=2, steps=5)
+    document = json.loads((run / "report.json").read_text())
+    b = [row for row in document["runs"] if row["key"] == "b"]
+    document["runs"] = [*b, {**b[0], "granularity": "filter", "fid": 77.5}]
+    (run / "report.json").write_text(json.dumps(document))
+    page = Page(write_report(run).read_text(encoding="utf-8"))
+    (chart,) = [i["alt"] for i in page.all("img") if i["alt"].startswith("Chart of FID")]
+    assert "filter: 77.5 at 50" in chart
+
+
 def test_tables_and_figures_stand_beside_the_page(run):
     (run / "report").mkdir()
     (run / "report" / "of-another-run.svg").touch()
