@@ -13,6 +13,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
 from gansparse.cli.options import BatchOption, SizeOption, say
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ def bench(
         Path | None,
         typer.Option(help="Weights (.safetensors, .pth), dense or pruned; default: the DCGAN."),
     ] = None,
+    network: NetworkOption = None,
+    shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     threads: Annotated[
@@ -63,18 +66,17 @@ def bench(
       gansparse bench --generator latest_net_G.pth
       gansparse bench --generator latest_net_G.pth --size 512 --threads 1 --threads 2
       gansparse bench --generator G.pth --sparsity 0.75 --pattern element --pattern vector
+      gansparse bench --network my_models:Generator --generator G.pth --input 1x3x256x256
       gansparse bench --generator runs/ninety/generator.safetensors --peer "ONNX Runtime"
 
     Runtimes are installed by pip install 'gansparse\[bench]'; what is missing is left out.
     """
     from gansparse import runtimes
     from gansparse.files import atomic_file
-    from gansparse.models import example_inputs, load_generator, shipped
     from gansparse.sparsity import sparsity_report
     from gansparse.testing import timing
 
-    net = load_generator(generator or shipped("dcgan_mnist_g.safetensors"))
-    inputs = example_inputs(net, size, batch)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch)
     pruned_already = sparsity_report(net).total.sparsity > 0.01
     shares = sparsity or ([0.0] if pruned_already else [0.0, 0.5, 0.75, 0.9])
     patterns = pattern or ["element"]  # without zeros all are the same: once is enough

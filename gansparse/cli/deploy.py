@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
 from gansparse.cli.options import BatchOption, SizeOption, ThreadsOption, say
 
 
@@ -25,6 +26,8 @@ def deploy(
     torch_export: Annotated[
         bool, typer.Option("--torch-export", help="For torch alone, without gansparse.")
     ] = False,
+    network: NetworkOption = None,
+    shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     threads: ThreadsOption = 0,
@@ -36,6 +39,7 @@ def deploy(
       gansparse deploy G.pth --out deployed --packed --half
       gansparse deploy G.pth --out deployed --shrink --onnx --size 512
       gansparse deploy G.pth --torch-export --threads 2
+      gansparse deploy G.pth --network my_models:Generator --input 1x3x256x256
 
     gansparse.load_generator reads packed and shrunk files. In Python, gansparse.deploy.compile
     gives the fast generator itself.
@@ -44,14 +48,12 @@ def deploy(
 
     from gansparse.deploy import compile
     from gansparse.export import to_onnx, to_torch_export
-    from gansparse.models import example_inputs, load_generator
     from gansparse.sparsity import save_packed, save_shrunk, sparsity_report
     from gansparse.sparsity import shrink as shrunk
 
     if threads > 0:
         torch.set_num_threads(threads)
-    net = load_generator(generator).eval()
-    inputs = example_inputs(net, size, batch)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch)
     dense = 4 * sum(p.numel() for p in net.parameters())
     zeros = sparsity_report(net).total.sparsity
     say(f"{generator}  {type(net).__name__}, {zeros:.1%} zeros, {dense:,} bytes as dense float32")

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
 from gansparse.cli.options import BatchOption, SizeOption, say
 from gansparse.errors import InputError
 
@@ -15,6 +16,8 @@ from gansparse.errors import InputError
 def export(
     generator: Annotated[Path, typer.Argument(help="Weights (.safetensors, .pth).")],
     out: Annotated[Path, typer.Argument(help="What to write: .onnx, .pt2 or .safetensors.")],
+    network: NetworkOption = None,
+    shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
     fixed: Annotated[
@@ -28,12 +31,12 @@ def export(
       gansparse export latest_net_G.pth G.onnx
       gansparse export latest_net_G.pth G.onnx --size 512 --fixed
       gansparse export runs/ninety/generator.safetensors G.pt2
+      gansparse export G.pth G.onnx --network my_models:Generator --input 1x3x256x256
       gansparse export runs/ninety/generator.safetensors small.safetensors --half
 
     ONNX and torch.export take any batch, and any size that the network takes. Dropout is left out.
     """
     from gansparse.export import to_onnx, to_torch_export
-    from gansparse.models import example_inputs, load_generator
     from gansparse.sparsity import save_packed
 
     kind = out.suffix
@@ -42,11 +45,11 @@ def export(
     for flag, given, its in (("--fixed", fixed, ".onnx"), ("--half", half, ".safetensors")):
         if given and kind != its:
             raise InputError(f"{flag} is for {its} files, got {out}")
-    net = load_generator(generator)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch)
     if kind == ".safetensors":
         save_packed(net, out, "float16" if half else "float32")
         say(f"{out}  {out.stat().st_size:,} bytes")
     elif kind == ".onnx":
-        say(str(to_onnx(net, example_inputs(net, size, batch), out, dynamic=not fixed)))
+        say(str(to_onnx(net, inputs, out, dynamic=not fixed)))
     else:
-        say(str(to_torch_export(net, example_inputs(net, size, batch), out)))
+        say(str(to_torch_export(net, inputs, out)))

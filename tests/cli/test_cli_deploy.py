@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import csv
+import re
 from functools import partial
 
 import pytest
 import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from gansparse import runtimes
@@ -130,3 +132,56 @@ def test_bench_measures_a_pruned_generator_as_it_is(weights, tmp_path):
     assert 0.4 < zeros.pop() < 0.6
     with pytest.raises(InputError, match="no runtime 'TensorRT' known here"):
         call("bench", "--generator", weights, "--peer", "TensorRT")
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    """A user's module in the folder where the command runs, and its weights, half of them zero."""
+    code = """from torch import nn
+def Generator():
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+number = 3
+"""
+    (tmp_path / "networks_of_mine.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.Conv2d(8, 3, 3, padding=1))
+    Pruner(net, 0.5).prune_to(0.5)
+    torch.save(net.state_dict(), "own.pth")
+    return ["--network", "networks_of_mine:Generator", "--input", "1x3x16x16"]
+
+
+def test_a_network_of_ones_own(own_network, tmp_path):
+    peer = ["--peer", "ONNX Runtime", "--rounds", 2]
+    assert "Sequential  1×3×16×16" in call("bench", "--generator", "own.pth", *own_network, *peer)
+    assert "50.0% zeros" in call("deploy", "own.pth", *own_network, "--out", "deployed")
+    call("export", "own.pth", "G.pt2", *own_network)
+    x = torch.rand(2, 3, 16, 16)
+    net = torch.export.load("G.pt2").module()
+    assert net(x).shape == x.shape
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--network", "networks_of_mine:Nope"], "networks_of_mine' has no attribute 'Nope'"),
+        (["--network", "nowhere_at_all:G"], "No module named 'nowhere_at_all'"),
+        (["--network", "networks_of_mine:number"], "'int' object is not callable"),
+        (
+            ["--network", "networks_of_mine:Generator", "--input", "3xA"],
+            "is a shape as 1x3x256x256",
+        ),
+        (["--network", "networks_of_mine:Generator"], "--network needs --input"),
+        (["--input", "1x3x8x8"], "--input goes with --network"),
+        (["--network", "networks_of_mine:nn.Conv2d"], "--network networks_of_mine:nn.Conv2d"),
+    ],
+)
+def test_mistakes_in_a_network_of_ones_own(own_network, words, message):
+    needs = [] if "--input" in words or message.startswith("--network needs") else own_network[2:]
+    with pytest.raises(InputError, match=re.escape(message)):
+        call("deploy", "own.pth", *words, *needs)
+
+
+def test_weights_that_are_not_its_own(own_network):
+    torch.save({"0.weight": torch.zeros(8, 3, 3, 3)}, "odd.pth")
+    with pytest.raises(CheckpointError, match=r"odd.pth: not the weights of networks_of_mine:Gen"):
+        call("deploy", "odd.pth", *own_network)
