@@ -17,6 +17,7 @@ D_UPDATES = ("consistency", "adversarial-original", "adversarial-compressed", "f
 REDUCTIONS = ("sample", "batch")
 OUTPUT_TERMS = ("mse", "l1", "none")
 NORMS = ("batch", "running")
+MOST_BITS = 16
 LR_DECAYS = ("none", "half", "linear", "cosine")
 PRECISIONS = ("fp32", "bf16")
 FILTERS = ("weights", "channels")
@@ -165,6 +166,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if self.bits > MOST_BITS:
+            raise InputError(f"bits must be at most {MOST_BITS}, got {self.bits}")
 
     def with_settings(self, settings: Sequence[str]) -> TrainConfig:
         """A copy with "name=value" settings, each a number or word field here or of the reading.

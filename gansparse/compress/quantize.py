@@ -14,6 +14,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from gansparse.compress.config import MOST_BITS
 from gansparse.errors import InputError
 from gansparse.sparsity.layers import Layer
 
@@ -36,8 +37,8 @@ class EMQuantizer(nn.Module):
 
     def __init__(self, weight: torch.Tensor, bits: int) -> None:
         super().__init__()
-        if not 1 <= bits <= 16:
-            raise InputError(f"bits must be 1..16, got {bits}")
+        if not 1 <= bits <= MOST_BITS:
+            raise InputError(f"bits must be 1..{MOST_BITS}, got {bits}")
         self.top = 2**bits - 1
         low, high = weight.detach().double().aminmax()
         self.register_buffer("alpha", (high - low) / self.top)

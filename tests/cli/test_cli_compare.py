@@ -114,6 +114,7 @@ def test_a_failed_run_is_in_the_table_and_the_status_is_2(workplace, tmp_path):
         (("--sparsity", "1.5"), "sparsity must be 0 <= sparsity < 1, got 1.5"),
         (("--seeds", "0,x"), "--seeds: numbers with commas"),
         (("--techniques", "m", "--bits", "0"), "bits must be at least 1, got 0"),
+        (("--techniques", "m", "--bits", "17"), "bits must be at most 16, got 17"),
         (
             ("--granularity", "row"),
             "--granularities: of element, vector, block, kernel, filter, 2:4; got",
