@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, SizeOption, say
+from gansparse.cli.options import BatchOption, EvalOption, SizeOption, say
 
 if TYPE_CHECKING:
     from gansparse.runtimes import Row
@@ -32,6 +32,7 @@ def bench(
     shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
+    eval_mode: EvalOption = False,
     threads: Annotated[
         list[int] | None, typer.Option(min=1, help="CPU threads, once for each number; default 1.")
     ] = None,
@@ -76,7 +77,7 @@ def bench(
     from gansparse.sparsity import sparsity_report
     from gansparse.testing import timing
 
-    net, inputs = network_and_inputs(generator, network, shape, size, batch)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     pruned_already = sparsity_report(net).total.sparsity > 0.01
     shares = sparsity or ([0.0] if pruned_already else [0.0, 0.5, 0.75, 0.9])
     patterns = pattern or ["element"]  # without zeros all are the same: once is enough

@@ -18,6 +18,7 @@ from gansparse.cli.options import (
     DirectionOption,
     DiscriminatorOption,
     DryRunOption,
+    EvalOption,
     ExtractorOption,
     ExtractorWeightsOption,
     GanModeOption,
@@ -205,6 +206,7 @@ def evaluate(
     image_size: ImageSizeOption = None,
     attributes: AttributesOption = None,
     test_sets: TestSetOption = None,
+    eval_mode: EvalOption = False,
     num_workers: WorkersOption = None,
     on_damaged: DamagedOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the scores as JSON.")] = None,
@@ -246,6 +248,7 @@ def evaluate(
             image_size=image_size,
             attributes=attributes,
             test_sets=test_sets,
+            live=False if eval_mode else None,
             num_workers=num_workers,
             on_damaged=on_damaged,
         )

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, SizeOption, ThreadsOption, say
+from gansparse.cli.options import BatchOption, EvalOption, SizeOption, ThreadsOption, say
 
 
 def deploy(
@@ -30,6 +30,7 @@ def deploy(
     shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
+    eval_mode: EvalOption = False,
     threads: ThreadsOption = 0,
 ) -> None:
     """Write what a pruned generator is deployed as; compile it here, tell each layer and the time.
@@ -53,7 +54,7 @@ def deploy(
 
     if threads > 0:
         torch.set_num_threads(threads)
-    net, inputs = network_and_inputs(generator, network, shape, size, batch)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     dense = 4 * sum(p.numel() for p in net.parameters())
     zeros = sparsity_report(net).total.sparsity
     say(f"{generator}  {type(net).__name__}, {zeros:.1%} zeros, {dense:,} bytes as dense float32")

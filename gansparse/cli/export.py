@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, SizeOption, say
+from gansparse.cli.options import BatchOption, EvalOption, SizeOption, say
 from gansparse.errors import InputError
 
 
@@ -20,6 +20,7 @@ def export(
     shape: InputOption = None,
     size: SizeOption = None,
     batch: BatchOption = 1,
+    eval_mode: EvalOption = False,
     fixed: Annotated[
         bool, typer.Option("--fixed", help="ONNX: this size and batch only; faster in some.")
     ] = False,
@@ -45,7 +46,7 @@ def export(
     for flag, given, its in (("--fixed", fixed, ".onnx"), ("--half", half, ".safetensors")):
         if given and kind != its:
             raise InputError(f"{flag} is for {its} files, got {out}")
-    net, inputs = network_and_inputs(generator, network, shape, size, batch)
+    net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     if kind == ".safetensors":
         save_packed(net, out, "float16" if half else "float32")
         say(f"{out}  {out.stat().st_size:,} bytes")

@@ -34,6 +34,7 @@ def network_and_inputs(
     shapes: list[str] | None,
     size: int | None,
     batch: int,
+    eval_mode: bool = False,
 ) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """The generator in eval mode, and random inputs for it.
 
@@ -43,6 +44,7 @@ def network_and_inputs(
         shapes: as of `InputOption`.
         size: height and width, of a public generator.
         batch: pictures, of a public generator.
+        eval_mode: as of `EvalOption`.
 
     Raises:
         InputError: no such network, or shapes that are none.
@@ -50,13 +52,15 @@ def network_and_inputs(
     """
     import torch
 
-    from gansparse.models import example_inputs, load_generator, shipped
+    from gansparse.models import UNetGenerator, example_inputs, load_generator, shipped
     from gansparse.models.checkpoint import fill, read_state
 
     if network is None:
         if shapes:
             raise InputError("--input goes with --network; public generators take --size, --batch")
         net = load_generator(weights or shipped("dcgan_mnist_g.safetensors")).eval()
+        if eval_mode and isinstance(net, UNetGenerator):
+            net.live_in_eval(False)
         return net, example_inputs(net, size, batch)
     if not shapes:
         raise InputError("--network needs --input for each of its inputs, as 1x3x256x256")

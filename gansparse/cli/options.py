@@ -185,6 +185,14 @@ IdentityOption = Annotated[
         help="CycleGAN: weight of the identity term; default: 0.5.",
     ),
 ]
+EvalOption = Annotated[
+    bool,
+    typer.Option(
+        "--eval",
+        help="pix2pix: running statistics and no dropout; without it both stay live, as the "
+        "original has them unless it is given its --eval.",
+    ),
+]
 SizeOption = Annotated[
     int | None,
     typer.Option(min=1, help="Height and width of the pictures; default: what it was made for."),

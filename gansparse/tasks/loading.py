@@ -32,7 +32,12 @@ from gansparse.data.batches import check_on_damaged
 from gansparse.data.labelled import CELEBA_ATTRIBUTES, CELEBA_FOLDERS, CELEBA_LIST
 from gansparse.errors import CheckpointError, InputError
 from gansparse.files import load_tensors
-from gansparse.models import load_dcgan_discriminator, load_dcgan_generator, shipped
+from gansparse.models import (
+    UNetGenerator,
+    load_dcgan_discriminator,
+    load_dcgan_generator,
+    shipped,
+)
 from gansparse.models.families import load_discriminator, load_generator
 from gansparse.tasks.cyclegan import cyclegan_task
 from gansparse.tasks.dcgan import dcgan_task, latent_task
@@ -214,6 +219,7 @@ def _pix2pix(
     load_size: int = 286,
     crop_size: int = 256,
     batch_size: int = 1,
+    live: bool | None = None,
     **options: Any,
 ) -> GANTask:
     def pairs(phase: str) -> AlignedFolder:
@@ -228,10 +234,13 @@ def _pix2pix(
 
     train = pairs("train")
     tests = [pairs(phase) for phase in ("test", "val") if Path(data, phase).is_dir()]
+    net = _network(generator, load_generator)
+    if live is not None and isinstance(net, UNetGenerator):
+        net.live_in_eval(live)
     task = pix2pix_task(
         Batches(train, batch_size, seed, **reading),
         EvaluationBatches(tests[0], _TEST_BATCH, **reading) if tests else None,
-        generator=_network(generator, load_generator),
+        generator=net,
         discriminator=_network(discriminator, load_discriminator),
         seed=seed,
         data_name=train.name,

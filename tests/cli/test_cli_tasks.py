@@ -388,6 +388,30 @@ def test_a_pair_tells_what_it_was_trained_with(tmp_path):
     assert torch.equal(loss()[1], terms), "a compressed generator goes on telling it"
 
 
+def test_pix2pix_with_statistics_that_stand_still(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANSPARSE_CACHE", str(tmp_path / "cache"))
+    write_synthetic("aligned", tmp_path / "data", count=2, size=48)
+    net, g = UNetGenerator(ngf=2, num_downs=5, norm="batch"), tmp_path / "g.safetensors"
+    save_tensors(g, net.state_dict(), {})
+    sizes = sizes_of("pix2pix") | {"scoring": True, "num_workers": 0}
+    x = torch.rand(2, 3, 32, 32)
+
+    def repeats(net):
+        both = net.eval()(x)
+        return torch.equal(both, net(x)) and torch.allclose(both[:1], net(x[:1]), atol=1e-5)
+
+    assert not repeats(load_task("pix2pix", tmp_path / "data", generator=g, **sizes).generator)
+    still = load_task("pix2pix", tmp_path / "data", generator=g, live=False, **sizes).generator
+    assert repeats(still)
+    for words in (
+        ["deploy", g, "--out", tmp_path / "out", "--size", 32],
+        ["bench", "--generator", g],
+    ):
+        more = ["--size", 32, "--rounds", 2, "--peer", "ncnn"] if words[0] == "bench" else []
+        done = run(*words, *more, "--eval")
+        assert done.exit_code == 0, done.output
+
+
 @pytest.mark.parametrize("options", ["{", "[]", '{"gan_mode": 1}', '{"weights": []}'])
 def test_a_header_that_gansparse_did_not_write_is_refused(tmp_path, options):
     write_synthetic("aligned", tmp_path / "data", count=2, size=48)
