@@ -171,7 +171,11 @@ def layers(family: str, batch: int, count: int, rounds: int) -> None:
 
 
 def least(run: Candidate, tries: int, before: Candidate = lambda: None) -> float:
-    """Seconds: the least of some tries, after one that does not count."""
+    """Seconds: the least of some tries, after one that does not count.
+
+    By the clock, however many threads there are; `gansparse.deploy.measure` takes a single thread's
+    own time, with which that of two can't be compared.
+    """
     run()
     took = []
     for _ in range(tries):

@@ -3,13 +3,12 @@
 
 from __future__ import annotations
 
-#: The original's → ours.
+#: The original's → ours; what every command that has it takes by both names is not here.
 RENAMED = {
     "--batchSize": "--batch-size",
     "--celeba-image-dir": "--data",
     "--checkpoints-dir": "--out",
     "--continue-train": "--resume",
-    "--dataroot": "--data",
     "--g-lr": "--lr",
     "--imageSize": "--image-size",
     "--manualSeed": "--seed",
@@ -45,8 +44,8 @@ def translated(words: list[str]) -> list[str]:
     Options may have underscores; ``--selected_attrs A B`` is one option for each.
 
     Example:
-        >>> translated(["--dataroot", "maps", "--netG", "unet_128", "--lambda_L1=50"])
-        ['--data', 'maps', '--num-downs', '7', '--weight', 'rec=50']
+        >>> translated(["--load_size", "286", "--netG", "unet_128", "--lambda_L1=50"])
+        ['--load-size', '286', '--num-downs', '7', '--weight', 'rec=50']
     """
     rest = _each_for_itself([word for given in words for word in _apart(given)])
     found: list[str] = []

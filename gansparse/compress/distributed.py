@@ -114,15 +114,6 @@ def average_gradients(parameters: Iterable[torch.Tensor]) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def gather(value: Any) -> list[Any]:
-    """Every process's value, in their order."""
-    if processes() == 1:
-        return [value]
-    values: list[Any] = [None] * processes()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def average_buffers(module: nn.Module) -> None:
     """Running statistics become their means over all processes, in place."""
     buffers = [b for b in module.buffers() if b.is_floating_point()]

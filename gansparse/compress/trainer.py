@@ -231,7 +231,7 @@ class Trainer:
             return
         task = self.task
         shown = detached(made.fake_c)
-        if self.objective.d_update == "adversarial-compressed":
+        if self.objective.d_update == "adversarial-compressed" and self.pool.size:
             shown = distributed.of_the_whole(partial(self.pool.exchange, step=step), shown)
         with self._autocast():
             loss = self.objective.d_loss(self.d, batch, made.fake_o, shown)
@@ -253,11 +253,11 @@ class Trainer:
         _finite(loss, step, "G phase")
         self.opt_g.zero_grad(set_to_none=True)
         _backward(loss, self.g_c)
-        distributed.average_buffers(self.g_c)  # before the average takes them
         self.opt_g.step()
         if self.d is not None:
             self.d.requires_grad_(True)
         if self.ema is not None:
+            distributed.average_buffers(self.g_c)
             update_ema(self.ema, self.g_c, self.config.ema, step // self.task.g_every, self.pruner)
         terms.update({name: float(value.detach()) for name, value in parts.items()})
         terms["loss"] = float(loss.detach())

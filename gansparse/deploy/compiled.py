@@ -244,11 +244,12 @@ class CompiledGenerator(nn.Module):
         elif reason == cuda_graph.CHANNELS_LAST:
             told.rows = []
         plans = [] if plan is None else [plan]
-        if len(self._plans) >= _MOST_SHAPES:  # the oldest goes; the first goes on telling of layers
+        if len(self._plans) >= _MOST_SHAPES:
             oldest = next(iter(self._plans))
             self._plans.pop(oldest, None)
             self._only.pop(oldest, None)
-            self._told.pop(list(self._told)[1], None)
+            if oldest != next(iter(self._told)):  # which goes on telling of the layers
+                self._told.pop(oldest, None)
         self._told[key], self._plans[key] = told, plans
         return plans
 

@@ -113,7 +113,7 @@ def load_task(
     header = _header(files[0]) if files else {}
     kept = _trained_with(header, name, files)
     weights = {**kept.pop("weights", {}), **(weights or {})}
-    options = kept | {key: value for key, value in options.items() if value not in (None, ())}
+    options = kept | {key: value for key, value in options.items() if value is not None}
     known = {f.name for f in fields(GANTask)}.union(
         *(inspect.signature(function).parameters for function in (load, make, latent_task))
     )

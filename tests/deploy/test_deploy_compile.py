@@ -256,18 +256,16 @@ def test_a_new_shape_runs_as_it_was_where_the_plan_is_slower_there(timer):
 
 
 def test_a_plan_that_is_really_slower_for_a_new_shape_is_not_used(monkeypatch):
-    """Patches of one pixel, as the example has them, on a picture of many: by the clock."""
+    """By the clock: what is fastest for 32 x 32 pixels takes twice the time for 4 x 4."""
     monkeypatch.setattr(measure, "interleaved", real_interleaved)
-    network = seeded(nn.Sequential(*(conv(64, 64) for _ in range(3))))
-    for layer in network:
-        layer.weight.data[torch.rand(64, 64, 3, 3) < 0.75] = 0
-    compiled = deploy.compile(network, picture(1, 64, 1, 1))
-    x = picture(1, 64, 48, 48)
+    network = seeded(nn.Sequential(*(conv(128, 128) for _ in range(3))), zeros=0.75)
+    compiled = deploy.compile(network, picture(1, 128, 32, 32))
+    x = picture(1, 128, 4, 4)
     compiled(x)
     runs = {"before": lambda: network(x), "after": lambda: compiled(x)}
     with torch.no_grad():
         times = real_interleaved(runs, rounds=15)
-    assert times["after"] <= 1.1 * times["before"]
+    assert times["after"] <= 1.4 * times["before"]
 
 
 def test_the_oldest_shapes_are_forgotten(monkeypatch):
@@ -276,7 +274,8 @@ def test_the_oldest_shapes_are_forgotten(monkeypatch):
     compiled = deploy.compile(network, picture())
     for size in (4, 5, 6, 7, 8, 9):
         assert_same(compiled, network, picture(1, 3, size, size))
-    assert len(compiled._plans) == len(compiled._told) == 3
+    assert len(compiled._plans) == 3
+    assert list(compiled._told)[1:] == list(compiled._plans)
     assert compiled.explain().rows  # of the first
     assert_same(compiled, network, picture())
 
