@@ -27,10 +27,11 @@ format: $(VENV)/.ready  ## rewrite Python and C++ in the house's format
 	$(BIN)/ruff check --fix . && $(BIN)/ruff format .
 	git ls-files '*.h' '*.cpp' '*.cu' '*.cuh' | xargs $(BIN)/clang-format -i
 
-bench: $(VENV)/.ready  ## kernels, then whole generators; CSV under benchmarks/results
+bench: $(VENV)/.ready  ## kernels, whole generators, single layers; CSV under benchmarks/results
 	$(BIN)/pip install -q --no-deps -r benchmarks/peers.txt || echo "peers that are missing are left out" >&2
 	$(BIN)/python benchmarks/run.py --save $(OPS)
 	$(BIN)/python benchmarks/end_to_end/generators.py --save $(GENERATORS)
+	$(BIN)/python benchmarks/end_to_end/generators.py --layers --save
 
 # With this venv, or the Python at hand: no network. GPU_ARGS: --minutes, --jobs.
 gpu:  ## on a CUDA machine: build, all tests, sanitizer, benchmarks; CSV under $OUT

@@ -180,3 +180,15 @@ def test_the_roofline_is_drawn_from_the_csv(tmp_path, monkeypatch):
         assert len(image.convert("RGB").getcolors(1 << 20)) > 20
     with pytest.raises(InputError, match="no row to draw"):
         generators.roofline([], picture)
+
+
+def test_single_layers_are_those_of_the_samples(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks.end_to_end import generators
+
+    assert {layer.transposed for layer in generators.LAYERS.values()} == {False, True}
+    for layer in generators.LAYERS.values():
+        network, (x,) = generators.single(layer)
+        with torch.no_grad():
+            expected = layer.convolve(x, network[0].weight, network[0].bias)
+            assert torch.equal(network(x), expected), layer.name

@@ -2,13 +2,16 @@
 """Whole generators: ours at each pattern and sparsity beside every runtime on PyPI that runs here.
 
     python benchmarks/end_to_end/generators.py --save                 # all of it: an hour
+    python benchmarks/end_to_end/generators.py --layers --save        # single layers
     python benchmarks/end_to_end/generators.py --families stargan --patterns element --rounds 5
     python benchmarks/end_to_end/generators.py --roofline             # the picture, from the CSV
 
 Standard sizes, batch 1 (DCGAN also 16), weights as torch draws them, pruned by size without
 training: for times only. Pix2Pix runs without dropout and with running statistics, which everyone
-can fold. --save replaces the measured families' rows of results/generators-<machine>.csv. A
-runtime that is not installed is said and left out: pip install 'gansparse[bench]'.
+can fold. --save replaces the measured families' rows of results/generators-<machine>.csv, --layers
+--save of results/layers-<machine>.csv: there a network is one of the convolutions that cost most in
+them, from torch's layout and back to it. A runtime that is not installed is said and left out:
+pip install 'gansparse[bench]'.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from gansparse.models import (
 )
 from gansparse.runtimes import OURS, PATTERNS, PEERS, Row
 from gansparse.testing import timing
+from gansparse.testing.samples import sparse_conv2d, sparse_conv_transpose2d
 
 # family → the network and the batches it is measured at
 FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
@@ -44,6 +48,10 @@ FAMILIES: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...]]] = {
     "srgan": (lambda: SRGANGenerator(4), (1,)),
     "pix2pix": (lambda: UNetGenerator().live_in_eval(False), (1,)),
     "dcgan": (lambda: DCGANGenerator(nc=3), (1, 16)),
+}
+LAYERS = {
+    layer.name: layer
+    for layer in sparse_conv2d.samples("model") + sparse_conv_transpose2d.samples("model")
 }
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 PICTURE = harness.ROOT / "docs" / "images" / "roofline-cpu.png"
@@ -55,8 +63,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--families", nargs="+", choices=FAMILIES, default=list(FAMILIES))
-    add("--patterns", nargs="+", choices=PATTERNS, default=list(PATTERNS))
+    add("--families", nargs="+", choices=[*FAMILIES, *LAYERS], help="or layers (all)")
+    add("--layers", action="store_true", help="single layers instead of whole generators")
+    add("--patterns", nargs="+", choices=PATTERNS, help="a single layer has no filter (all)")
     add("--sparsities", nargs="+", type=float, default=list(SPARSITIES))
     add("--threads", nargs="+", type=int, default=[1, 2])
     add("--peers", nargs="+", choices=PEERS, default=list(PEERS))
@@ -65,15 +74,22 @@ def main() -> int:
     add("--save", action="store_true", help="write the CSV and the roofline picture")
     add("--roofline", action="store_true", help="draw the picture from the CSV, measure nothing")
     chosen = parser.parse_args()
-    path = harness.results_file().with_name(f"generators-{harness.results_file().name}")
+    known = list(LAYERS) if chosen.layers else list(FAMILIES)
+    families = chosen.families or known
+    if other := [name for name in families if name not in known]:
+        parser.error(f"--layers is {'' if chosen.layers else 'not '}given: {', '.join(other)}")
+    # A single layer's outputs are nobody's inputs: none of them can go.
+    chosen.patterns = chosen.patterns or [p for p in PATTERNS if not chosen.layers or p != "filter"]
+    kind = "layers" if chosen.layers else "generators"
+    path = harness.results_file().with_name(f"{kind}-{harness.results_file().name}")
     try:
         if chosen.roofline:
             roofline(harness.read_results(path), PICTURE)
             return 0
         machine = harness.machine()
         print("  ".join(f"{name}: {value}" for name, value in machine.items()))
-        for family in chosen.families:
-            for batch in FAMILIES[family][1]:
+        for family in families:
+            for batch in FAMILIES[family][1] if family in FAMILIES else LAYERS[family].shape[:1]:
                 for count in chosen.threads:
                     rows = measure(family, batch, count, chosen)
                     case = {"family": family, "batch": str(batch), "threads": str(count)}
@@ -81,8 +97,10 @@ def main() -> int:
                     if chosen.save:  # case by case: what is measured is kept, whatever comes then
                         save([{**case, **row.texts(), **machine} for row in rows], path)
         if chosen.save:
+            print(f"saved {path}")
+        if chosen.save and not chosen.layers:
             roofline(harness.read_results(path), PICTURE)
-            print(f"saved {path} and {PICTURE}")
+            print(f"saved {PICTURE}")
     except GansparseError as error:
         parser.exit(2, f"{error}\n")
     return 0
@@ -90,8 +108,11 @@ def main() -> int:
 
 def measure(family: str, batch: int, count: int, chosen: argparse.Namespace) -> list[Row]:
     torch.manual_seed(0)
-    network = FAMILIES[family][0]()
-    inputs = example_inputs(network, None if family == "dcgan" else chosen.size, batch)
+    if family in LAYERS:
+        network, inputs = single(LAYERS[family])
+    else:
+        network = FAMILIES[family][0]()
+        inputs = example_inputs(network, None if family == "dcgan" else chosen.size, batch)
     # Nothing pruned is the same in every pattern: once is enough.
     variants = [("element", 0.0)] if 0.0 in chosen.sparsities else []
     variants += [(p, s) for p in chosen.patterns for s in chosen.sparsities if s]
@@ -99,6 +120,21 @@ def measure(family: str, batch: int, count: int, chosen: argparse.Namespace) -> 
         return runtimes.line_up(
             network, inputs, variants=variants, peers=chosen.peers, rounds=chosen.rounds
         )
+
+
+def single(layer: sparse_conv2d.Sample) -> tuple[nn.Module, tuple[torch.Tensor, ...]]:
+    """A network of this layer alone, dense, and its input."""
+    channels = layer.shape[1]
+    if layer.transposed:
+        conv: nn.Module = nn.ConvTranspose2d(
+            channels, layer.out, layer.kernel, layer.stride, layer.padding, layer.output_padding
+        )
+    else:
+        conv = nn.Conv2d(
+            channels, layer.out, layer.kernel, layer.stride, layer.padding,
+            padding_mode=layer.padding_mode,
+        )  # fmt: skip
+    return nn.Sequential(conv), (torch.randn(layer.shape),)
 
 
 def report(case: dict[str, str], rows: list[Row]) -> None:
