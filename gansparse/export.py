@@ -63,7 +63,8 @@ def to_torch_export(generator: nn.Module, example: Example, path: str | Path) ->
         path: target; its folder is made.
 
     Raises:
-        InputError: the generator can't be called with the example, or not be captured.
+        InputError: the generator is a compiled one, or can't be called with the example, or not be
+            captured.
         OutputError: it could not be written; an older file of that name is untouched.
 
     Example:
@@ -102,8 +103,8 @@ def to_onnx(
             some runtimes run faster.
 
     Raises:
-        InputError: the exporter is not installed; the generator can't be called with the example or
-            not be captured; or ONNX Runtime's output is another.
+        InputError: the exporter is not installed; the generator is a compiled one, or can't be
+            called with the example or not be captured; or ONNX Runtime's output is another.
         OutputError: it could not be written; an older file of that name is untouched.
     """
     try:
@@ -130,11 +131,21 @@ def to_onnx(
 def still(generator: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
     """A copy on the CPU, in eval mode, without dropout; and the example as a tuple.
 
+    Raises:
+        InputError: it is one that `deploy.compile` made.
+
     Example:
         >>> network, (x,) = still(nn.Dropout(0.5), torch.ones(2))
         >>> network(x)
         tensor([1., 1.])
     """
+    from gansparse.deploy import CompiledGenerator
+
+    if isinstance(generator, CompiledGenerator):
+        raise InputError(
+            "a compiled generator is kernels for this machine, which no other runtime has: give "
+            "the generator that it was made of, its .original"
+        )
     network = copy.deepcopy(generator).cpu().eval().requires_grad_(False)
     for module in network.modules():
         if isinstance(module, _DropoutNd):

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+from gansparse.deploy import compile
 from gansparse.errors import InputError
 from gansparse.export import to_onnx, to_torch_export
 from gansparse.models import ResNetGenerator, SRGANGenerator, StarGANGenerator, UNetGenerator
@@ -110,6 +111,16 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
             to_torch_export(net, torch.ones(1, 3, 8, 8), path)
         assert "\n" not in str(caught.value)
         assert not path.exists()
+
+
+def test_a_compiled_generator_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setenv("GANSPARSE_CACHE", str(tmp_path))
+    x, path = torch.randn(1, 3, 8, 8), tmp_path / "g"
+    fast = compile(nn.Sequential(nn.Conv2d(3, 3, 3)), x)
+    for export in (to_onnx, to_torch_export):
+        with pytest.raises(InputError, match=r"give the generator that it was made of"):
+            export(fast, x, path)
+    assert not path.exists()
 
 
 def test_without_the_exporter_it_says_what_to_install(tmp_path, monkeypatch):

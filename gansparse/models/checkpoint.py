@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
 
@@ -96,6 +97,17 @@ def kernel_shape(state: State, key: str, path: str | Path, what: str) -> torch.S
     return shape
 
 
+def some(keys: Sequence[str]) -> str:
+    """The first three, and how many there are more.
+
+    Example:
+        >>> some(["a", "b", "c", "d", "e"]), some(["a"])
+        ("'a', 'b', 'c' and 2 more", "'a'")
+    """
+    more = f" and {len(keys) - 3} more" if len(keys) > 3 else ""
+    return ", ".join(map(repr, keys[:3])) + more
+
+
 def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
     """Loads exactly the network's own keys and shapes, weights floating point, all finite.
 
@@ -110,14 +122,15 @@ def fill(net: nn.Module, state: State, path: str | Path, what: str) -> None:
 
     Raises:
         CheckpointError: a key, shape or dtype is wrong, or a number is not finite; the key is
-            named.
+            named, of keys that are missing or odd three and how many more.
     """
     own = net.state_dict()
     absent = set(own) - set(state)
     missing = sorted(key for key in absent if not key.endswith("num_batches_tracked"))
     odd = sorted(set(state) - set(own))
     if missing or odd:
-        fault = f"misses {missing[0]!r}" if missing else f"has a key too many, {odd[0]!r}"
+        many = "a key" if len(odd) == 1 else f"{len(odd)} keys"
+        fault = f"misses {some(missing)}" if missing else f"has {many} too many, {some(odd)}"
         raise CheckpointError(f"{path}: not the weights of {what}: it {fault}")
     for key, value in own.items():
         if key in absent:

@@ -17,7 +17,7 @@ from torch import nn
 
 from gansparse.errors import CheckpointError
 from gansparse.models import cyclegan, dcgan, msrresnet, pix2pix, srgan, stargan
-from gansparse.models.checkpoint import State, read_state, written_as
+from gansparse.models.checkpoint import State, read_state, some, written_as
 
 
 @dataclass(frozen=True)
@@ -176,7 +176,7 @@ def _load(
 
 
 def _nearest(state: State, rows: tuple[Layout, ...]) -> str:
-    """Which layout shares most keys with the state, and the first key in which they differ."""
+    """Which layout shares most keys with the state, and the first keys in which they differ."""
     with torch.device("meta"):
         layouts = {row.name: row.default().state_dict() for row in rows}
     name, layout = max(layouts.items(), key=lambda item: len(item[1].keys() & state.keys()))
@@ -184,10 +184,10 @@ def _nearest(state: State, rows: tuple[Layout, ...]) -> str:
     if len(missing) == len(layout):
         return f"the first key is {next(iter(state))!r}; known are {', '.join(layouts)}"
     if missing:
-        return f"nearest is the {name}, which has {missing[0]!r}, too"
+        return f"nearest is the {name}, which has {some(missing)}, too"
     for key, value in layout.items():
         if state[key].shape[2:] != value.shape[2:]:
             shape = list(state[key].shape)
             return f"nearest is the {name}, but {key} has shape {shape}, not {list(value.shape)}"
-    odd = next(key for key in state if key not in layout)
-    return f"nearest is the {name}, which has no {odd!r}"
+    odd = [key for key in state if key not in layout]
+    return f"nearest is the {name}, which has no {some(odd)}"

@@ -106,6 +106,14 @@ def broken(change):
         (lambda s: s.pop("main.1.bias"), "misses 'main.1.bias'"),
         (lambda s: s.update({"extra": torch.ones(1)}), "a key too many, 'extra'"),
         (
+            lambda s: s.update({f"x{i}": torch.ones(1) for i in range(5)}),
+            "5 keys too many, 'x0', 'x1', 'x2' and 2 more",
+        ),
+        (
+            lambda s: [s.pop(f"main.1.{k}") for k in ("weight", "bias")],
+            "misses 'main.1.bias', 'main.1.weight'$",
+        ),
+        (
             lambda s: s.update({"main.1.bias": torch.ones(3)}),
             r"main.1.bias must have shape \[4\], got \[3\]",
         ),
