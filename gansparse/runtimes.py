@@ -350,7 +350,7 @@ def _rows(
 ) -> list[Row]:
     limits = arithmetic_limits() | {"copy": memory_limits()["copy"]}
     beside: dict[str, Candidate] = {f"limit {name}": run for name, (run, _) in limits.items()}
-    measured = interleave({**runs, **beside}, rounds, warm_up=1, pause=_PAUSE)
+    measured = interleave({**runs, **beside}, rounds, warm_up=1, pause=_PAUSE, warm=True)
     rates = {
         name: amount / measured.median(f"limit {name}") for name, (_, amount) in limits.items()
     }
