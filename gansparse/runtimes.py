@@ -211,7 +211,8 @@ def _ncnn(job: _Job) -> Run:
 _EAGER = ("torch", "torch channels_last")
 _COMPILED = "torch.compile"
 #: Seconds for which a runtime's threads are given to stop spinning before the next one's turn. With
-#: 5 ms those of ONNX Runtime made what came after it on two threads up to five times slower.
+#: 5 ms those of ONNX Runtime made what came after it on two threads up to five times slower. On one
+#: thread nobody spins, and a pause would leave the shared cache to the machine's other guests.
 _PAUSE = 0.05
 _CONTEXT = "ONNX Runtime int8"
 _PEERS: dict[str, Callable[[_Job], Run]] = {
@@ -350,7 +351,8 @@ def _rows(
 ) -> list[Row]:
     limits = arithmetic_limits() | {"copy": memory_limits()["copy"]}
     beside: dict[str, Candidate] = {f"limit {name}": run for name, (run, _) in limits.items()}
-    measured = interleave({**runs, **beside}, rounds, warm_up=1, pause=_PAUSE, warm=True)
+    pause = _PAUSE if torch.get_num_threads() > 1 else 0.0
+    measured = interleave({**runs, **beside}, rounds, warm_up=1, pause=pause, warm=True)
     rates = {
         name: amount / measured.median(f"limit {name}") for name, (_, amount) in limits.items()
     }

@@ -108,7 +108,7 @@ def interleave(
             if pause:
                 time.sleep(pause)
                 _settle(candidates[name])
-            if warm:
+            elif warm:
                 candidates[name]()
             found[name].append(timer(candidates[name], repeats[name]))
     return Measurement(found)
