@@ -292,7 +292,7 @@ def line_up(
                     say(f"{name} is left out: {_reason(error)}")
         dense = network
         networks = dict.fromkeys(runs, dense)
-        zeros = sparsity_report(dense).total.sparsity
+        zeros = round(sparsity_report(dense).total.sparsity, 4)  # one in millions is chance
         labels = {name: (name, "", zeros) for name in runs}
         for pattern, sparsity in dict.fromkeys(variants):
             key = f"{OURS} {pattern} {sparsity:g}"
