@@ -68,6 +68,10 @@ LrOption = Annotated[float | None, typer.Option(help="Adam's rate; default: the 
 DecayOption = Annotated[
     str | None, typer.Option(help="none, half, linear or cosine; default: the original's.")
 ]
+EmaOption = Annotated[
+    float,
+    typer.Option(help="Decay of the average of G's weights, which is what is kept; 0: no average."),
+]
 SaveOption = Annotated[int, typer.Option(min=0, help="Steps between checkpoints.")]
 WidthOption = Annotated[int, typer.Option(min=1, help="Base width of the generator.")]
 CriticWidthOption = Annotated[int, typer.Option(min=1, help="Base width of the discriminator.")]
@@ -101,6 +105,7 @@ def train_dcgan(
     ndf: Annotated[int, typer.Option(min=1, help="Base width of the discriminator.")] = 64,
     r1: Annotated[float, typer.Option(help="Weight of D's R1 penalty; 0: none.")] = 0.0,
     lr_decay: DecayOption = None,
+    ema: EmaOption = 0.999,
     generator: Annotated[
         Path | None, typer.Option(help="Go on from these weights of G; default: random ones.")
     ] = None,
@@ -139,7 +144,7 @@ def train_dcgan(
         | {"num_workers": num_workers, "on_damaged": on_damaged}
         | networks,
         length=(epochs, steps),
-        settings=(lr_decay, precision, save_every, seed),
+        settings=(lr_decay, ema, precision, save_every, seed),
         place=(device, threads, resume, tensorboard, dry_run),
     )
 
@@ -163,6 +168,7 @@ def train_pix2pix(
     gan_mode: GanModeOption = None,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    ema: EmaOption = 0.0,
     weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
@@ -203,7 +209,7 @@ def train_pix2pix(
         out,
         options=options,
         length=(epochs, steps),
-        settings=(lr_decay, precision, save_every, seed),
+        settings=(lr_decay, ema, precision, save_every, seed),
         place=(device, threads, resume, tensorboard, dry_run),
     )
 
@@ -225,6 +231,7 @@ def train_cyclegan(
     pool_size: Annotated[int, typer.Option(min=0, help="Fakes kept for D.")] = 50,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    ema: EmaOption = 0.0,
     weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
@@ -263,7 +270,7 @@ def train_cyclegan(
         out,
         options=options,
         length=(epochs, steps),
-        settings=(lr_decay, precision, save_every, seed),
+        settings=(lr_decay, ema, precision, save_every, seed),
         place=(device, threads, resume, tensorboard, dry_run),
     )
 
@@ -289,6 +296,7 @@ def train_stargan(
     n_critic: Annotated[int, typer.Option(min=1, help="Steps of D to one of G.")] = 5,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    ema: EmaOption = 0.0,
     weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
@@ -328,7 +336,7 @@ def train_stargan(
         out,
         options=options,
         length=(None, steps),
-        settings=(lr_decay, precision, save_every, seed),
+        settings=(lr_decay, ema, precision, save_every, seed),
         place=(device, threads, resume, tensorboard, dry_run),
     )
 
@@ -351,6 +359,7 @@ def train_srgan(
     ] = None,
     lr: LrOption = None,
     lr_decay: DecayOption = None,
+    ema: EmaOption = 0.0,
     weight: WeightsOption = None,
     precision: Precision = Precision.fp32,
     num_workers: WorkersOption = None,
@@ -393,7 +402,7 @@ def train_srgan(
         out,
         options=options,
         length=(epochs, steps),
-        settings=(lr_decay, precision, save_every, seed),
+        settings=(lr_decay, ema, precision, save_every, seed),
         place=(device, threads, resume, tensorboard, dry_run),
     )
 
@@ -437,13 +446,13 @@ def _train(
     *,
     options: dict[str, Any],
     length: tuple[int | None, int | None],
-    settings: tuple[str | None, Precision, int, int],
+    settings: tuple[str | None, float, Precision, int, int],
     place: tuple[str, int, bool, bool, bool],
 ) -> None:
     """Technique a on a task; ``length`` is epochs or steps, the others as the commands' options."""
     from gansparse.compress import TrainConfig, Trainer, load_task
 
-    (epochs, steps), (lr_decay, precision, save_every, seed) = length, settings
+    (epochs, steps), (lr_decay, ema, precision, save_every, seed) = length, settings
     device, threads, resume, tensorboard, dry_run = place
     where = choose_device(device, threads)
     if not dry_run:
@@ -460,8 +469,8 @@ def _train(
         precision=precision.value,
         lr_decay=lr_decay,
         save_every=save_every,
-        ema=0.999 if name == "dcgan" else 0.0,  # the other originals deploy what was trained
-        recalibration=200 if name == "dcgan" else 0,
+        ema=ema,
+        recalibration=200 if ema else 0,  # running statistics are those of the weights before
     )
     if dry_run:
         from gansparse.compress.plan import plan

@@ -352,6 +352,26 @@ def test_a_pair_tells_how_long_it_was_trained(tmp_path):
     )
 
 
+def test_training_averages_weights_where_it_is_asked_to(tmp_path):
+    write_synthetic("aligned", tmp_path / "data", count=2, size=48)
+    more = [*SIZES["pix2pix"], *NETWORKS["pix2pix"], *SMALL, "--steps", 3]
+    states = {}
+    for ema in ("0", "0.5"):
+        words = ["train", "pix2pix", "--dataroot", tmp_path / "data", "--out", tmp_path / ema]
+        done = run(*words, *more, "--ema", ema)
+        assert done.exit_code == 0, done.output
+        for name in ("generator", "discriminator"):
+            (file,) = (tmp_path / ema).glob(f"{name}*.safetensors")
+            states[name, ema] = load_tensors(file)[0]
+
+    def differ(name):
+        last, mean = states[name, "0"], states[name, "0.5"]
+        return {key for key in last if not torch.equal(last[key], mean[key])}
+
+    assert {key for key in differ("generator") if key.endswith("weight")}
+    assert not differ("discriminator"), "the training itself is the same"
+
+
 def test_a_pair_tells_what_it_was_trained_with(tmp_path):
     write_synthetic("aligned", tmp_path / "data", count=2, size=48)
     own = ["--gan-mode", "lsgan", "--direction", "BtoA", "--weight", "rec=5", "--seed", 1]
