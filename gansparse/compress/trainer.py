@@ -347,7 +347,14 @@ class Trainer:
                 "resume with the same settings or choose another --out"
             )
         for name, part in self._parts().items():
-            part.load_state_dict(state["parts"][name])
+            try:
+                part.load_state_dict(state["parts"][name])
+            except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+                line = next(iter(str(error).splitlines()), type(error).__name__)
+                raise CheckpointError(
+                    f"{path}: its {name} does not fit, as that of another version of gansparse "
+                    f"({line}); choose another --out"
+                ) from None
         self.step, self.seconds = step, float(state["seconds"])
         if self.pruner is not None:
             self._sparsity = self.pruner.achieved_sparsity()

@@ -9,6 +9,7 @@ import torch
 from tiny import tiny_images, tiny_task
 
 from gansparse.compress import RECIPES, Reading, TrainConfig, Trainer, compress
+from gansparse.compress.checkpointing import latest_checkpoint
 from gansparse.compress.config import D_UPDATES
 from gansparse.data import write_synthetic
 from gansparse.errors import CheckpointError, InputError, TrainingError
@@ -261,6 +262,23 @@ def test_resuming_with_other_settings_is_refused(task, tmp_path):
     Trainer(task, config("b", save_every=3), out=tmp_path).run()
     with pytest.raises(CheckpointError, match=r"made with another sparsity \(0.75, now 0.5\)"):
         Trainer(task, config("b", sparsity=0.5), out=tmp_path, resume=True)
+
+
+def test_a_checkpoint_of_another_version_is_refused(task, tmp_path):
+    settings = config("b", sparsity=0.75, save_every=1)
+    Trainer(task, settings, out=tmp_path).run()
+    path = latest_checkpoint(tmp_path / "checkpoints")
+    before = json.loads((path / "state.json").read_text())
+    for name, older in (("opt_g", None), ("opt_g", [["m"]]), ("pool", [[]]), ("g", {"weight": 1})):
+        document = json.loads(json.dumps(before))
+        if older is None:
+            del document["state"]["parts"][name]
+        else:
+            document["state"]["parts"][name] = older
+        (path / "state.json").write_text(json.dumps(document))
+        with pytest.raises(CheckpointError, match=f"its {name} does not fit") as caught:
+            Trainer(task, settings, out=tmp_path, resume=True)
+        assert "\n" not in str(caught.value)
 
 
 def test_compress_takes_a_task_or_a_name_with_data(task):
