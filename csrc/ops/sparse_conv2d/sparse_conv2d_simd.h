@@ -292,27 +292,58 @@ struct End {
 };
 
 template <class Simd, Activation kActivation>
-inline void write_pixels(const float* from, int64_t n, const End& end, int64_t at, float* output) {
+inline void write_vector(typename Simd::Reg z, const End& end, int64_t at, float* output) {
   const auto zero = Simd::zero();
-  const auto biases = Simd::set(end.bias), slopes = Simd::set(end.slope);
-  const float* residual = end.residual;
-  output += at;
+  z = Simd::add(z, Simd::set(end.bias));
+  if (end.residual != nullptr) z = Simd::add(z, Simd::load(end.residual + at));
+  if constexpr (kActivation == Activation::kRelu) z = Simd::max(zero, z);
+  if constexpr (kActivation == Activation::kLeaky) {
+    z = Simd::mul_add(Simd::set(end.slope), Simd::min(zero, z), Simd::max(zero, z));
+  }
+  Simd::store(output + at, z);
+}
+
+template <class Simd, Activation kActivation>
+inline void write_pixels(const float* from, int64_t n, const End& end, int64_t at, float* output) {
   int64_t i = 0;
   for (; i + Simd::kWidth <= n; i += Simd::kWidth) {
-    auto z = Simd::add(Simd::load(from + i), biases);
-    if (residual != nullptr) z = Simd::add(z, Simd::load(residual + at + i));
-    if constexpr (kActivation == Activation::kRelu) z = Simd::max(zero, z);
-    if constexpr (kActivation == Activation::kLeaky) {
-      z = Simd::mul_add(slopes, Simd::min(zero, z), Simd::max(zero, z));
-    }
-    Simd::store(output + i, z);
+    write_vector<Simd, kActivation>(Simd::load(from + i), end, at + i, output);
   }
+  const float* const residual = end.residual;
+  output += at;
   for (; i < n; ++i) {
     float z = from[i] + end.bias;
     if (residual != nullptr) z += residual[at + i];
     if constexpr (kActivation == Activation::kRelu) z = z < 0 ? 0 : z;
     if constexpr (kActivation == Activation::kLeaky) z = z < 0 ? end.slope * z : z;
     output[i] = z;
+  }
+}
+
+// Writes output channels of a tile of 4 x 4 patches, four or more in a row, that lies inside the
+// output: straight from the registers that put the pixels in order. Elsewhere they go through a
+// picture of their own, and a layer takes 1 to 7 % longer.
+template <class Simd, Activation kActivation>
+void write_whole(const Problem& p, const Plan& plan, const Tile& tile, int64_t first, int64_t rows,
+                 const float* sums) {
+  const int64_t plane = p.out_height * p.out_width;
+  const Corners corners(plan, p.g.out_channels * plane, 4 * p.out_width, 4);
+  int64_t at = (tile.n * p.g.out_channels + first) * plane + tile.y * p.out_width + tile.x;
+  for (int64_t o = first; o < least(first + rows, p.g.out_channels); ++o, at += plane) {
+    const End end{p.bias == nullptr ? 0.0f : p.bias[o], p.slopes[o * p.slope_step], p.residual};
+    for (int y = 0; y < 4; ++y, sums += 4 * kLanes) {
+      for (int part = 0; part < kLanes / Simd::kWidth; ++part) {
+        typename Simd::Reg four[4];
+#pragma GCC unroll 4
+        for (int x = 0; x < 4; ++x) four[x] = Simd::load(sums + x * kLanes + part * Simd::kWidth);
+        Simd::transpose(four);
+        const int64_t line = at + y * p.out_width + part * Simd::kWidth;
+#pragma GCC unroll 4
+        for (int q = 0; q < 4; ++q) {
+          write_vector<Simd, kActivation>(four[q], end, line + corners.at[4 * q], p.output);
+        }
+      }
+    }
   }
 }
 
@@ -331,6 +362,12 @@ void write_chunk(const Problem& p, const Plan& plan, const Tile& tile, int64_t c
   const int64_t pictures = least(plan.lanes_n, p.batch - tile.n);
   const int64_t lines = least(high, (p.out_height - 1) / kUp + 1 - tile.y);
   const int64_t columns = least(wide * kUp, p.out_width - tile.x * kUp);
+  if constexpr (kPatch == 4 && kUp == 1) {
+    const bool whole = columns == wide && lines == high && pictures == plan.lanes_n;
+    if (whole && plan.lanes_x >= 4) {
+      return write_whole<Simd, kActivation>(p, plan, tile, first, rows, sums);
+    }
+  }
   for (int64_t i = 0; i < rows / (kUp * kUp); ++i) {
     const int64_t o = first / (kUp * kUp) + i;
     if (o >= p.g.out_channels) return;
