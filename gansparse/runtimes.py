@@ -212,7 +212,7 @@ _EAGER = ("torch", "torch channels_last")
 _COMPILED = "torch.compile"
 #: Seconds for which a runtime's threads are given to stop spinning before the next one's turn. With
 #: 5 ms those of ONNX Runtime made what came after it on two threads up to five times slower. On one
-#: thread nobody spins, and a pause would leave the shared cache to the machine's other guests.
+#: thread nobody spins, and what took a millisecond took up to a third longer after a pause.
 _PAUSE = 0.05
 _CONTEXT = "ONNX Runtime int8"
 _PEERS: dict[str, Callable[[_Job], Run]] = {
