@@ -241,6 +241,14 @@ void load_block(const Problem& p, const Plan& plan, const Tile& tile, const Read
 
 // ---- 2. Sums to pictures ------------------------------------------------------------------------
 
+// The sums of four neighbouring columns, from lanes into runs of neighbouring pixels.
+template <class Simd>
+[[gnu::always_inline]] inline void load_runs(const float* sums, typename Simd::Reg* four) {
+#pragma GCC unroll 4
+  for (int x = 0; x < 4; ++x) four[x] = Simd::load(sums + x * kLanes);
+  Simd::transpose(four);
+}
+
 // The sums of one row, from lanes into picture order: [lanes_n][lanes_y · D][lanes_x · D].
 template <class Simd, int kPatch>
 void unpack(const Plan& plan, const float* sums, const Corners& corners, float* pixels) {
@@ -249,9 +257,7 @@ void unpack(const Plan& plan, const float* sums, const Corners& corners, float* 
     for (int y = 0; y < kPatch; ++y, sums += kPatch * kLanes, pixels += pitch) {
       for (int part = 0; part < kLanes / Simd::kWidth; ++part) {
         typename Simd::Reg four[4];
-#pragma GCC unroll 4
-        for (int x = 0; x < 4; ++x) four[x] = Simd::load(sums + x * kLanes + part * Simd::kWidth);
-        Simd::transpose(four);
+        load_runs<Simd>(sums + part * Simd::kWidth, four);
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
           if (plan.lanes_x >= 4) {
@@ -322,7 +328,7 @@ inline void write_pixels(const float* from, int64_t n, const End& end, int64_t a
 
 // Writes output channels of a tile of 4 x 4 patches, four or more in a row, that lies inside the
 // output: straight from the registers that put the pixels in order. Elsewhere they go through a
-// picture of their own, and a layer takes 1 to 7 % longer.
+// picture of their own, and a layer takes up to 7 % longer.
 template <class Simd, Activation kActivation>
 void write_whole(const Problem& p, const Plan& plan, const Tile& tile, int64_t first, int64_t rows,
                  const float* sums) {
@@ -334,9 +340,7 @@ void write_whole(const Problem& p, const Plan& plan, const Tile& tile, int64_t f
     for (int y = 0; y < 4; ++y, sums += 4 * kLanes) {
       for (int part = 0; part < kLanes / Simd::kWidth; ++part) {
         typename Simd::Reg four[4];
-#pragma GCC unroll 4
-        for (int x = 0; x < 4; ++x) four[x] = Simd::load(sums + x * kLanes + part * Simd::kWidth);
-        Simd::transpose(four);
+        load_runs<Simd>(sums + part * Simd::kWidth, four);
         const int64_t line = at + y * p.out_width + part * Simd::kWidth;
 #pragma GCC unroll 4
         for (int q = 0; q < 4; ++q) {
