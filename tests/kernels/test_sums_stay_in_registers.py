@@ -23,9 +23,10 @@ FLAGS = {
 # Multiply-adds a turn of the loop: a weight's or, where they are few, several weights'. Of a single
 # row or tile half of them.
 SUMS = {"avx2": 8, "avx512": 16}
-# One a patch of 1, 2 and 4 pixels, with AVX-512 also one of 16 rows; one or two tiles.
+# One a patch of 1, 2 and 4 pixels, and one for 3 taps, or with AVX-512 one of 16 rows; one or two
+# tiles.
 NUMBERS = {
-    "multiply_element": {"avx2": 3, "avx512": 3},
+    "multiply_element": {"avx2": 4, "avx512": 4},
     "multiply_vector": {"avx2": 3, "avx512": 4},
     "multiply_dense": {"avx2": 2, "avx512": 2},
 }
@@ -73,6 +74,17 @@ def test_no_spill(instruction_set: str, kernel: str, programs: Path) -> None:
         assert hot, f"{name}: no loop of {least} multiply-adds; was it unrolled?"
         spilled = [code for loop in hot for code in loop if SPILL.search(code)]
         assert not spilled, f"{name}: {spilled}"
+
+
+def test_loads_stay_in_order(programs: Path) -> None:
+    """Those of the 16 multiply-adds of a weight, along the rows of pixels."""
+    of_function = loops(disassemble("avx512", programs))
+    (found,) = [
+        f for name, f in of_function.items() if "multiply_elementINS1_6Avx512ELi4ELi6" in name
+    ]
+    (hot,) = [loop for loop in found if sum("vfmadd" in code for code in loop) == 16]
+    places = [int(at or "0", 16) for at in re.findall(r"vfmadd\w+ +(0x\w+)?\(", "\n".join(hot))]
+    assert places == [64 * (6 * row + column) for row in range(4) for column in range(4)]
 
 
 def test_a_spill_is_found() -> None:

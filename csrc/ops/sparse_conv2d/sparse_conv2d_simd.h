@@ -31,6 +31,7 @@ void run_unit(const Problem& p, const Plan& plan, const Workspace& space, int64_
   // Where a row has one register of sums, all of a vector's rows go together: their weights are
   // read as they lie, once, which is what a layer of few pixels waits for.
   constexpr int kMany = kPatch == 1 && Simd::kWidth == kLanes ? Simd::kSums : 4;
+  constexpr int kSpan = kPatch == 4 ? 6 : 0;  // of windows of 3 taps
   for (int64_t block = 0; block < plan.blocks; ++block) {
     const int64_t c = block * p.g.block;
     const int64_t end = least(c + p.g.block, p.g.in_channels);
@@ -38,7 +39,9 @@ void run_unit(const Problem& p, const Plan& plan, const Workspace& space, int64_
     if (!loaded) load_block<Simd>(p, plan, tile, reader, c, end, space.staged, scratch);
     const int64_t first = before + block * lists;
     const Lists those{p, first, first + lists, chunk * kChunkRows};
-    if (p.g.vector == 1) {
+    if (p.g.vector == 1 && kPatch == 4 && plan.row_floats == kSpan * kLanes) {
+      multiply_element<Simd, kPatch, kSpan>(those, scratch, kSpan * kLanes, block > 0, space.sums);
+    } else if (p.g.vector == 1) {
       multiply_element<Simd, kPatch>(those, scratch, plan.row_floats, block > 0, space.sums);
     } else if (kMany > 4 && p.g.vector % kMany == 0) {
       multiply_vector<Simd, kPatch, kMany>(those, scratch, plan.row_floats, block > 0, space.sums);
