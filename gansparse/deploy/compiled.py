@@ -49,8 +49,8 @@ def compile(
     the fastest of the sparse kernels, Winograd's for 3 x 3 taps, and torch's dense ones, in NCHW
     and channels_last, is chosen by measuring them on what the layer reads, with the threads that
     torch has now. Measured times are kept on disk (`gansparse.deploy.measure`). Between layers
-    everything stays in torch's own layouts: the sparse kernels convert within the first cache, so
-    that a blocked layout would save nothing (see ``csrc/ops/sparse_conv2d/sparse_conv2d.h``).
+    everything stays in torch's own layouts: the sparse kernels convert within the first cache, and
+    of three blocked layouts that were built none was faster (docs/results.md).
     Memory between layers is torch's, but for large tensors (see `gansparse.deploy.memory`).
 
     On CUDA the kernels are cuDNN's with its search for the fastest algorithm, in NCHW and
