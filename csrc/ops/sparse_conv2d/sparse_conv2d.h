@@ -48,8 +48,9 @@
 //
 // Cost: 2 · K · V · (pixels) flops; bound by the loads of the first cache (V = 1: 18 loads for 16
 // vectors of multiply-adds, at two a cycle) or by multiply-adds. Converting between picture order
-// and lanes happens in the first cache, once a tile: there is no layout but torch's own, as of three
-// that were kept between layers none was faster (docs/results.md). On CUDA: sparse_conv2d_lists.h.
+// and lanes happens in the first cache, once a tile: there is no layout but torch's own, as of
+// three that were kept between layers none was faster (docs/results.md). On CUDA:
+// sparse_conv2d_lists.h.
 #pragma once
 
 #include <cstdint>
