@@ -169,8 +169,21 @@ def main() -> NoReturn:
         if type(error).__name__ == "NoArgsIsHelpError":
             typer.echo(message, err=True, nl=bool(message))  # the help, where rich did not print it
             sys.exit(2)
+        if setting := _setting(getattr(error, "option_name", ""), ctx):
+            message = f"No such option: {error.option_name}; say --set {setting}=VALUE"  # type: ignore[attr-defined]
         _refuse(f"{message.rstrip('.')}; see {ctx.command_path if ctx else 'gansparse'} --help")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _setting(option: str, ctx: Any) -> str:
+    """The field of TrainConfig or Reading with the option's name, where the command has --set."""
+    takes = ctx is not None and any("--set" in parameter.opts for parameter in ctx.command.params)
+    if not (takes and option.startswith("--")):
+        return ""
+    from gansparse.compress.config import settable
+
+    name = option[2:].replace("-", "_")
+    return next((field for field in (name, f"{name}_") if field in settable()), "")
 
 
 def _refuse(reason: str) -> NoReturn:

@@ -191,8 +191,7 @@ class TrainConfig:
                     changes[name] = _value(name, text, _SETTABLE[type(target)][name])
                     break
             else:
-                known = sorted(name for fields in _SETTABLE.values() for name in fields)
-                raise InputError(f"no setting {name!r}; there are: {', '.join(known)}")
+                raise InputError(f"no setting {name!r}; there are: {', '.join(settable())}")
         return replace(self, **own, reading=replace(self.reading, **reading))
 
     def to_dict(self) -> dict[str, Any]:
@@ -230,6 +229,11 @@ _SETTABLE: dict[type, dict[str, type]] = {
     }
     for cls in (TrainConfig, Reading)
 }
+
+
+def settable() -> list[str]:
+    """Names that `TrainConfig.with_settings` takes."""
+    return sorted(name for fields in _SETTABLE.values() for name in fields)
 
 
 def _value(name: str, text: str, kind: type) -> Any:

@@ -285,6 +285,8 @@ def test_numbers_out_of_range(gansparse, words):
     ("words", "told"),
     [
         ("compress --sparsty 0.5", ("No such option: --sparsty", "--sparsity)")),
+        ("compress --lr 6e-4", ("No such option: --lr; say --set lr=VALUE",)),
+        ("sweep --lambda=1", ("No such option: --lambda; say --set lambda_=VALUE",)),
         ("compress --sparsity much", ("Invalid value for '--sparsity'",)),
         ("compress dcgn", ("'dcgn'", "dcgan")),
         ("frobnicate", ("No such command 'frobnicate'",)),
