@@ -164,6 +164,8 @@ def shrink(generator: nn.Module, *inputs: Any, spread: bool = True) -> nn.Module
     """
     plan, _ = _plan(generator, inputs, spread)
     small = copy.deepcopy(generator)
+    if all(row.before == row.after and not row.spread for row in plan.rows):
+        return small
     rebuild(small, plan.state, plan.spread, plan.features)
     check_equal(generator, small, inputs, "shrunk")
     return small
