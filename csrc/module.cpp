@@ -5,6 +5,7 @@
 
 #include "common/check.h"
 #include "common/cpu_features.h"
+#include "common/device_memory.h"
 #include "common/parallel.h"
 #include "common/python_args.h"
 #include "ops/rooms.h"
@@ -81,6 +82,23 @@ py::dict cuda_devices() {
   return result;
 }
 
+void set_device_memory_source(const py::function& take, const py::function& give_back) {
+  // Kept for good: when static objects go, there is no interpreter any more to let go of them.
+  const auto* source = new std::pair<py::function, py::function>(take, give_back);
+  device_memory_source().take = [source](size_t bytes, int device, uintptr_t stream) {
+    const py::gil_scoped_acquire held;
+    return reinterpret_cast<void*>(source->first(bytes, device, stream).cast<uintptr_t>());
+  };
+  device_memory_source().give_back = [source](void* memory) {
+    const py::gil_scoped_acquire held;
+    try {
+      source->second(reinterpret_cast<uintptr_t>(memory));
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("gansparse, giving device memory back");
+    }
+  };
+}
+
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
@@ -93,6 +111,10 @@ PYBIND11_MODULE(_C, m) {
   m.def("simd_level", [] { return name_of(simd_level()); });
   m.def("set_simd_level", &set_simd_level, py::arg("name"),
         "Use this instruction set from now on (tests and benchmarks).");
+  m.def("set_device_memory_source", &set_device_memory_source, py::arg("take"),
+        py::arg("give_back"),
+        "Where kernels have memory from: take(bytes, device, stream) gives an address, "
+        "give_back(address) takes it again.");
   bind_tensor_spec(m);
 
   py::dict ops;  // op → the implementations this build has

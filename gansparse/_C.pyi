@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Types of the native core. An array is whatever speaks DLPack, or a TensorSpec."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 Array = Any
@@ -22,6 +22,9 @@ def build_info() -> dict[str, Any]: ...
 def cuda_devices() -> dict[str, Any]: ...
 def simd_level() -> str: ...
 def set_simd_level(name: str) -> None: ...
+def set_device_memory_source(
+    take: Callable[[int, int, int], int | None], give_back: Callable[[int], None]
+) -> None: ...
 def feature_moments(
     features: Array,
     total: Array,

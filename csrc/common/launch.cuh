@@ -5,16 +5,18 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <map>
-#include <mutex>
 #include <string>
 
 #include "common/check.h"
+#include "common/device_memory.h"
 
 namespace gansparse {
 
+// An error is told once: the runtime is made to forget it, or the next launch's check, which may be
+// of another op, would tell it again.
 inline void check_cuda(cudaError_t status, const char* op, const char* what) {
   if (status != cudaSuccess) {
+    (void)cudaGetLastError();
     throw DeviceError(std::string(op) + ": " + what + " failed: " + cudaGetErrorString(status));
   }
 }
@@ -37,7 +39,8 @@ class DeviceGuard {
     }
   }
   ~DeviceGuard() {
-    if (changed_) cudaSetDevice(previous_);  // in a destructor there is no one to tell
+    // In a destructor there is no one to tell.
+    if (changed_ && cudaSetDevice(previous_) != cudaSuccess) (void)cudaGetLastError();
   }
   DeviceGuard(const DeviceGuard&) = delete;
   DeviceGuard& operator=(const DeviceGuard&) = delete;
@@ -47,37 +50,18 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
-// Where the current device's StreamMemory comes from. CUDA's default pool gives all that is free
-// back to the system whenever someone waits for the device; the next call would have to ask anew.
-inline cudaMemPool_t memory_pool(const char* op) {
-  constexpr uint64_t kKept = uint64_t{256} << 20;  // bytes
-  static std::mutex lock;
-  static std::map<int, cudaMemPool_t> pools;
-  int device = 0;
-  check_cuda(cudaGetDevice(&device), op, "cudaGetDevice");
-  const std::lock_guard<std::mutex> guard(lock);
-  if (const auto found = pools.find(device); found != pools.end()) return found->second;
-  cudaMemPoolProps wanted{};
-  wanted.allocType = cudaMemAllocationTypePinned;
-  wanted.location.type = cudaMemLocationTypeDevice;
-  wanted.location.id = device;
-  cudaMemPool_t pool = nullptr;
-  check_cuda(cudaMemPoolCreate(&pool, &wanted), op, "cudaMemPoolCreate");
-  uint64_t kept = kKept;
-  check_cuda(cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &kept), op,
-             "cudaMemPoolSetAttribute");
-  return pools[device] = pool;
-}
-
-// Memory for the kernels of one call: allocated and freed in the order of the stream, so nothing
-// waits, and a captured graph has its own.
+// Memory for the kernels of one call on the current device; it is given back in the order of the
+// stream, so nothing waits.
 class StreamMemory {
  public:
-  StreamMemory(size_t bytes, cudaStream_t stream, const char* op) : stream_(stream) {
-    check_cuda(cudaMallocFromPoolAsync(&memory_, bytes, memory_pool(op), stream), op,
-               "cudaMallocFromPoolAsync");
+  StreamMemory(size_t bytes, cudaStream_t stream, const char* op) {
+    const auto& take = device_memory_source().take;
+    if (!take) throw DeviceError(std::string(op) + ": nobody has said where device memory is from");
+    int device = 0;
+    check_cuda(cudaGetDevice(&device), op, "cudaGetDevice");
+    memory_ = take(bytes, device, reinterpret_cast<uintptr_t>(stream));
   }
-  ~StreamMemory() { cudaFreeAsync(memory_, stream_); }  // in a destructor there is no one to tell
+  ~StreamMemory() { device_memory_source().give_back(memory_); }
   StreamMemory(const StreamMemory&) = delete;
   StreamMemory& operator=(const StreamMemory&) = delete;
 
@@ -89,7 +73,6 @@ class StreamMemory {
 
  private:
   void* memory_ = nullptr;
-  cudaStream_t stream_;
 };
 
 }  // namespace gansparse

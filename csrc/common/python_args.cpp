@@ -85,16 +85,43 @@ const dlpack::ExchangeApi* exchange_api(py::handle array) {
   return api;
 }
 
+// Makes a CUDA device torch's current one while it lives.
+class TorchDevice {
+ public:
+  explicit TorchDevice(int index)
+      : context_(py::module_::import("torch").attr("cuda").attr("device")(index)) {
+    context_.attr("__enter__")();
+  }
+  ~TorchDevice() {
+    try {
+      context_.attr("__exit__")(py::none(), py::none(), py::none());
+    } catch (py::error_already_set& error) {
+      error.discard_as_unraisable("gansparse, going back to the former device");
+    }
+  }
+  TorchDevice(const TorchDevice&) = delete;
+  TorchDevice& operator=(const TorchDevice&) = delete;
+
+ private:
+  py::object context_;
+};
+
 // The way every producer knows. The view outlives the capsule, as the array itself stays alive.
 TensorView view_by_capsule(py::handle array, const char* op, const std::string& argument) {
   // torch refuses to export what requires grad. Our ops are not differentiated through this path.
   py::object exported = py::hasattr(array, "detach") ? array.attr("detach")()
                                                      : py::reinterpret_borrow<py::object>(array);
-  const int device_type = exported.attr("__dlpack_device__")().cast<py::tuple>()[0].cast<int>();
-  // -1: no synchronisation between streams; the caller's stream is passed to the op.
-  py::object capsule = device_type == dlpack::kCuda
-                           ? exported.attr("__dlpack__")(py::arg("stream") = -1)
-                           : exported.attr("__dlpack__")();
+  const auto [device_type, device_index] =
+      exported.attr("__dlpack_device__")().cast<std::pair<int, int>>();
+  py::object capsule;
+  if (device_type == dlpack::kCuda) {
+    // torch 2.9 exports nothing from a device that is not current, and has no exchange table yet.
+    const TorchDevice current(device_index);
+    // -1: no synchronisation between streams; the caller's stream is passed to the op.
+    capsule = exported.attr("__dlpack__")(py::arg("stream") = -1);
+  } else {
+    capsule = exported.attr("__dlpack__")();
+  }
   auto* managed =
       static_cast<dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule.ptr(), "dltensor"));
   if (managed == nullptr) throw py::error_already_set();

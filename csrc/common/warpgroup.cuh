@@ -46,7 +46,8 @@ __device__ __forceinline__ uint64_t matrix_descriptor(const void* start, int row
 #else
   const unsigned address = 0;
 #endif
-  const unsigned low = address >> 4 | static_cast<unsigned>(row_bytes) >> 4 << 16;
+  // 18 bits: above them, in a cluster, stands which block's shared memory it is.
+  const unsigned low = (address & 0x3ffff) >> 4 | static_cast<unsigned>(row_bytes) >> 4 << 16;
   return low | static_cast<uint64_t>(static_cast<unsigned>(column_bytes) >> 4) << 32;
 }
 

@@ -21,6 +21,10 @@ __all__ = ["current_stream", "define", "define_autocast", "define_gradient", "de
 _LIBRARY: Any = torch.library.Library("gansparse", "DEF")  # type: ignore[no-untyped-call]
 
 
+# Kernels have memory of their own from where tensors have theirs.
+_C.set_device_memory_source(torch.cuda.caching_allocator_alloc, torch.cuda.caching_allocator_delete)
+
+
 def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
     """Register an op with torch.
 

@@ -179,3 +179,13 @@ def read_results(path: Path) -> list[bytes]:
         out.append(data[8 : 8 + count])
         data = data[8 + count :]
     return out
+
+
+def build_for_host(driver: str, includes: Path, folder: Path) -> Path:
+    """The program of `driver`.cpp alone, without the emulator, with further headers."""
+    flags = ("-O1", f"-I{includes}", "-fsanitize=address,undefined", "-fno-sanitize-recover=all")
+    compiler = _compiler()
+    assert compiler is not None
+    target = folder / f"{driver}-host-{_hash_of(HERE / f'{driver}.cpp', flags)}"
+    once(target, lambda x: _run(compiler, *BASE, *flags, HERE / f"{driver}.cpp", "-o", x))
+    return target

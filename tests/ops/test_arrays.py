@@ -179,6 +179,35 @@ def test_runs_where_its_arrays_are(op: str) -> None:
             assert torch.equal(one, two.to("cuda:0")), name
 
 
+def test_exports_happen_on_the_arrays_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch 2.9 refuses others; here with a device that only records, and an export that fails."""
+    calls: list[Any] = []
+
+    class Device:
+        def __init__(self, index: int) -> None:
+            self.index = index
+
+        def __enter__(self) -> None:
+            calls.append(("enter", self.index))
+
+        def __exit__(self, *_: object) -> None:
+            calls.append(("exit", self.index))
+
+    class Elsewhere:
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 1
+
+        def __dlpack__(self, stream: int) -> object:
+            calls.append(("export", stream))
+            raise BufferError("no")
+
+    monkeypatch.setattr(torch.cuda, "device", Device)
+    spare = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(BufferError, match="no"):
+        _C.feature_moments(Elsewhere(), spare, torch.zeros(3, 3).double())
+    assert calls == [("enter", 1), ("export", -1), ("exit", 1)]
+
+
 MANY = 1 << 24
 LONG = 10**8  # cycles: some 50 ms, in which an unordered kernel would long have run
 

@@ -58,14 +58,18 @@ int launch_batch(const Item* items, int count, const Hyper& hyper, const float* 
 template <class T>
 void step_typed(const Item* items, int count, const Hyper& hyper, const float* device_lr,
                 cudaStream_t stream) {
+  // A driver older than the toolkit takes 4 KB of arguments, whatever this was compiled with.
+  int driver = 0;
+  check_cuda(cudaDriverGetVersion(&driver), "masked_adam", "cudaDriverGetVersion");
 #if CUDART_VERSION >= 12010
   constexpr int kBatch = kLargeBatch;
 #else
   constexpr int kBatch = kSmallBatch;
 #endif
+  const bool large = driver >= 12010;
   for (int done = 0; done < count;) {
     const int left = count - done;
-    done += left <= kSmallBatch
+    done += left <= kSmallBatch || !large
                 ? launch_batch<T, kSmallBatch>(items + done, left, hyper, device_lr, stream)
                 : launch_batch<T, kBatch>(items + done, left, hyper, device_lr, stream);
   }

@@ -433,6 +433,7 @@ void convolve_tiles_gradient(const py::object& input, const py::object& values,
               x.device);
   check_channels_last(grad_view, "grad");
   check_array(y, dtype, {p.steps, g.vector / 16, 2, 32, 8}, "output", x.device);
+  check_aligned(y, "output");
   if (x.described || y.numel() == 0 || grad_view.numel() == 0) return;
   const py::gil_scoped_release released;
 #ifdef GANSPARSE_WITH_CUDA

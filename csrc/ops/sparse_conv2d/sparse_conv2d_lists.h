@@ -39,6 +39,7 @@
 #include <algorithm>
 #include <cstdint>
 
+#include "common/shared_memory.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 
 namespace gansparse::sparse_conv2d {
@@ -126,7 +127,7 @@ inline ListPlan plan_lists(const Problem& p, int pixels, int64_t shared_limit) {
         // Lanes in rows of 8 or 16 pixels: where it costs little, rows begin in different banks.
         ListPlan apart = t;
         lay_out(g, columns + (step + width - columns % step) % step, taps_h, &apart);
-        if (apart.shared_bytes <= shared_limit / 2) t = apart;
+        if (apart.shared_bytes <= shared_beside(shared_limit, 2)) t = apart;
       }
       const int64_t tiles = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
       const bool fits = t.shared_bytes <= shared_limit;

@@ -62,6 +62,7 @@
 #include <cstdint>
 
 #include "common/host_device.h"
+#include "common/shared_memory.h"
 #include "ops/sparse_conv2d/sparse_conv2d.h"
 
 namespace gansparse::sparse_conv2d {
@@ -179,7 +180,7 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   const int64_t buffer = int64_t{best.positions} * kPositionBytes;
   const int64_t tables = tables_of(best);
   const int64_t beside = std::max(1, most_threads(g.vector, p.two_of_four) / tile_threads(best));
-  const int64_t fitting = (shared_limit / beside - tables) / buffer;
+  const int64_t fitting = (shared_beside(shared_limit, beside) - tables) / buffer;
   best.buffers = static_cast<int>(
       std::clamp<int64_t>(std::min<int64_t>(fitting, best.chunks), 2, kMostBuffers));
   // At the end the warps put their sums in order here.
