@@ -6,10 +6,11 @@
 (COMMIT=… names the commit where git cannot.)
 
 Builds the core for the devices found with the Python at hand, runs the CUDA tests, the benchmarks,
-compute-sanitizer on a few tests, and the rest of the suite. A stage that fails or lacks a tool says
-so, and the next one begins. Written to $OUT (benchmarks/results): gpu-<machine>.csv, the table that
-is printed last; gpu-<machine>-tests.csv, every test; gpu-<machine>.log, all output; and
-<machine>.csv, the benchmarks. Exit status: 0 all well, 1 a stage failed, 2 nothing to run on.
+compute-sanitizer on a few tests, and, as far as the time goes, the rest of the suite. A stage that
+fails or lacks a tool says so, and the next one begins. Written to $OUT (benchmarks/results):
+gpu-<machine>.csv, the table that is printed last; gpu-<machine>-tests.csv, every test;
+gpu-<machine>.log, all output; and <machine>.csv, the benchmarks. Exit status: 0 all well, 1 a stage
+failed, 2 nothing to run on.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import subprocess
 import sys
 import time
 import venv
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -41,13 +43,16 @@ BENCHMARKS = (
     ("masked_adam", "pix2pix-unet", 40),
     ("mask_update", "pix2pix-unet", 40),
     ("feature_moments", "inception-50k|updates-.*", 60),
-    ("frechet", "decaying-2048", 60),
+    ("frechet", "decaying-2048", 100),
 )
 SANITIZED = "test_stays_within_its_arrays"  # of every op, small, and at every border
+SANITIZER_SECONDS = 75  # each of its tools
+MOST_SANITIZED = 7  # of each file's, up to ninety, at even distances
 # Checked where code is written, with tools that a machine with a GPU need not have.
 NOT_HERE = "tests/test_style.py"
 # Versions and plugins are what is there: neither a warning nor an unknown setting is a failure.
-PYTEST = ("-m", "pytest", "-o", "addopts=", "-W", "default")
+# A file that needs a package which isn't here stops no other.
+PYTEST = ("-m", "pytest", "-o", "addopts=", "-W", "default", "--continue-on-collection-errors")
 
 
 @dataclass
@@ -62,8 +67,17 @@ class Run:
     tests: list[Row] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)  # of the benchmarks
 
-    def stage(self, name: str, *command: str | Path, limit: float) -> tuple[int | None, str]:
-        """Run a command until it ends, its limit, or that of all. Its status and output."""
+    def stage(
+        self,
+        name: str,
+        *command: str | Path,
+        limit: float,
+        tell: Callable[[str], str] | None = None,
+    ) -> tuple[int | None, str]:
+        """Run a command until it ends, its limit, or that of all. Its status and output.
+
+        `tell` finds what a failure is called in the output; it is the last line without.
+        """
         start = time.monotonic()
         left = self.seconds - (start - self.began)
         if left < 5:
@@ -88,7 +102,7 @@ class Run:
                     raise
             log.seek(begin)
             output = log.read()
-        result = "ok" if status == 0 else f"FAILED: {last_line(output)}"
+        result = "ok" if status == 0 else f"FAILED: {(tell or last_line)(output)}"
         if status == -signal.SIGKILL:
             result = f"FAILED: stopped after {limit:.3g} s"
         self.add(name, result, time.monotonic() - start)
@@ -101,6 +115,12 @@ class Run:
     def note(self, addition: str) -> None:
         """Add to the last stage's result."""
         self.stages[-1]["result"] += f"; {addition}"
+
+
+def first_error(output: str) -> str:
+    """The first line in which a compiler or CMake tells of an error, or what was said last."""
+    told = re.search(r"^.*(?:\berror *: |CMake Error).*(?:\n +\S.*)?", output, re.M)
+    return " ".join(told[0].split())[:150] if told else last_line(output)
 
 
 def last_line(output: str) -> str:
@@ -240,13 +260,18 @@ def build(run: Run, jobs: int) -> bool:
         f"-DSKBUILD_PROJECT_VERSION_FULL={made}", f"-DPython_EXECUTABLE={PYTHON}",
         f"-DCMAKE_PREFIX_PATH={pybind11_folder()}", f"-DCMAKE_CUDA_COMPILER={nvcc()}",
         *(["-G", "Ninja"] if ninja else []),
-        *([f"-DCMAKE_CUDA_ARCHITECTURES={found}"] if (found := architectures()) else []),
     ]  # fmt: skip
-    status, _ = run.stage("configure", *configure, limit=60)
-    if status != 0:
-        return False
-    compile_core = (cmake, "--build", core, "--parallel", str(jobs))
-    status, _ = run.stage("build", *compile_core, limit=240)
+    wanted = architectures()
+    # Without warpgroups, where this nvcc can't build those, is better than nothing.
+    for built, name in ((wanted, ""), ("90-real", " without 90a")):
+        chosen = [f"-DCMAKE_CUDA_ARCHITECTURES={built}"] if built else []
+        command = (*configure, *chosen)
+        status, _ = run.stage("configure" + name, *command, limit=60, tell=first_error)
+        if status == 0:
+            compile_core = (cmake, "--build", core, "--parallel", str(jobs))
+            status, _ = run.stage("build" + name, *compile_core, limit=240, tell=first_error)
+        if status in (0, None, -signal.SIGKILL) or "90a" not in wanted:
+            break
     install = (cmake, "--install", core, "--prefix", ROOT)
     return status == 0 and run.stage("install", *install, limit=30)[0] == 0
 
@@ -296,7 +321,7 @@ def generators(run: Run, results: Path) -> None:
     """One family; torch.compile alone searches for a minute. All: end_to_end/generators_cuda.py."""
     script = ROOT / "benchmarks" / "end_to_end" / "generators_cuda.py"
     options = ("--families", "stargan", "--save", "--file", results)
-    measure(run, results, "benchmark generators", PYTHON, script, *options, limit=240)
+    measure(run, results, "benchmark generators", PYTHON, script, *options, limit=150)
 
 
 def measure(run: Run, results: Path, name: str, *command: str | Path, limit: float) -> None:
@@ -312,19 +337,40 @@ def sanitizer(run: Run) -> None:
     if tool is None:
         run.add("compute-sanitizer", "not run: it is missing", 0.0)
         return
+    if not (tests := sanitized(run)):
+        return
     # Memory that torch keeps for later looks allocated: let it keep none.
     run.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"] = "1"
     for check in ("memcheck", "racecheck"):
         command = (tool, "--tool", check, "--error-exitcode", "9", "--report-api-errors", "no")
-        # Convolutions first: what the time is too short for are the simplest kernels.
-        files = sorted(ROOT.glob("tests/ops/test_*.py"), reverse=True)
-        tests = (PYTHON, *PYTEST, "-q", *files, "-m", "cuda", "-k", SANITIZED)
-        _, output = run.stage(f"compute-sanitizer {check}", *command, *tests, limit=75)
+        command += (str(PYTHON), *PYTEST, "-v", *tests)
+        name = f"compute-sanitizer {check}"
+        status, output = run.stage(name, *command, limit=SANITIZER_SECONDS)
         if "Device not supported" in output:
             run.stages[-1]["result"] = "not run: Device not supported"
         elif summary := re.findall(r"(?:ERROR|RACECHECK) SUMMARY: .*", output):
             run.note(summary[-1])
+        elif status == -signal.SIGKILL and not re.search(r"^=+ +(?:Invalid|Error)", output, re.M):
+            passed = len(re.findall(r" PASSED\b", output))
+            run.stages[-1]["result"] = f"stopped by the clock: no error in {passed} tests"
     del run.environment["PYTORCH_NO_CUDA_MEMORY_CACHING"]
+
+
+def sanitized(run: Run) -> list[str]:
+    """The tests to run under it, convolutions first: the time may be too short for all."""
+    files = sorted(ROOT.glob("tests/ops/test_*.py"), reverse=True)
+    command = (PYTHON, *PYTEST, "-q", "--collect-only", *files, "-m", "cuda", "-k", SANITIZED)
+    _, output = run.stage("compute-sanitizer: which tests", *command, limit=30)
+    found: dict[str, list[str]] = {}
+    for line in output.splitlines():
+        if SANITIZED in line:
+            found.setdefault(line.partition("::")[0], []).append(line)
+    least = {file: min(len(tests), MOST_SANITIZED) for file, tests in found.items()}
+    return [
+        tests[i * len(tests) // least[file]]
+        for file, tests in found.items()
+        for i in range(least[file])
+    ]
 
 
 # ---- Summary -------------------------------------------------------------------------------------
@@ -388,14 +434,15 @@ def main() -> int:
     log.unlink(missing_ok=True)
     run = Run(log, 60 * chosen.minutes, environment())
     others = ("-m", "not cuda", f"--ignore={NOT_HERE}")
-    few = min(chosen.jobs, 4)
+    few = min(chosen.jobs, 8)  # processes that share the device
     try:
         if build(run, chosen.jobs):
             pytest(run, "CUDA tests", "-m", "cuda", jobs=few, limit=150)
             benchmarks(run, out / f"{slug}.csv")
+            generators(run, out / f"{slug}.csv")
             sanitizer(run)
+            # With what is left of the time: they run without a GPU, too.
             pytest(run, "other tests", *others, jobs=chosen.jobs, limit=300)
-            generators(run, out / f"{slug}.csv")  # with what is left of the time
     finally:
         finish(run, facts, out, slug)
     return int(any("FAILED" in stage["result"] for stage in run.stages))

@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -74,7 +75,7 @@ def run_case(case: Case, rounds: int, seconds: float = math.inf, warm: bool = Fa
     Where the caches are ``warm``, the case's name says so.
     """
     with threads(case.threads):
-        candidates = case.make()
+        candidates = working(case.make())
         limits = (
             arithmetic_limits(case.device, case.dtype) if case.flops else memory_limits(case.device)
         )
@@ -82,7 +83,11 @@ def run_case(case: Case, rounds: int, seconds: float = math.inf, warm: bool = Fa
         measured = interleave(
             {**candidates, **runs}, rounds, case.device, seconds=seconds, warm=warm
         )
-        errors = case.errors() if case.errors else {}
+        try:
+            errors = case.errors() if case.errors else {}
+        except Exception as error:  # the times are known, and stay
+            print(f"{case.op} {case.name}: errors not measured: {error}", file=sys.stderr)
+            errors = {}
     rates = {name: work / measured.median(f"limit {name}") for name, (_, work) in limits.items()}
     limit_rate = max(rates.values())
     unit = "GFLOP/s" if case.flops else "GB/s"
@@ -110,6 +115,22 @@ def run_case(case: Case, rounds: int, seconds: float = math.inf, warm: bool = Fa
             }
         )
     return rows
+
+
+def working(candidates: dict[str, Candidate]) -> dict[str, Candidate]:
+    """Ours, and those of the others that run here; the rest is named with its reason."""
+    found = {}
+    for name, run in candidates.items():
+        try:
+            run()
+        except Exception as error:  # whatever a peer raises
+            if name == OURS:
+                raise
+            told = f"{type(error).__name__}: {error}".splitlines()[0]
+            print(f"{name} does not run here: left out: {told}", file=sys.stderr)
+        else:
+            found[name] = run
+    return found
 
 
 def machine() -> dict[str, str]:

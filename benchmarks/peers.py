@@ -35,12 +35,18 @@ class _Given(nn.Module):
         return features
 
 
-def installed(package: str) -> bool:
-    """Whether it is; says so where it is not."""
-    found = importlib.util.find_spec(package) is not None
-    if not found:
+def usable(module: str) -> bool:
+    """Whether a peer's module is installed and can be imported; says so where it is not."""
+    package = module.partition(".")[0]
+    if importlib.util.find_spec(package) is None:
         print(f"{package} is not installed: left out", file=sys.stderr)
-    return found
+        return False
+    try:
+        peer(module)
+    except Exception as error:  # whatever it lacks itself
+        print(f"{package} can't be imported: left out: {error}", file=sys.stderr)
+        return False
+    return True
 
 
 def torchmetrics_fid(num_features: int) -> Any:

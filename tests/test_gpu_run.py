@@ -139,10 +139,113 @@ def test_real_output_of_pytest_is_counted(
     assert "1 passed, 1 failed; first: " in run.stages[-1]["result"]
 
 
+def test_a_compilers_error_is_the_reason_of_a_failed_build(gpu: Any) -> None:
+    output = (
+        "[1/9] good\nFAILED: x.o\n/src/x.cu(3): error: no such thing\n\nninja: build stopped.\n"
+    )
+    assert gpu.first_error(output) == "/src/x.cu(3): error: no such thing"
+    output = "CMake Error at CMakeLists.txt:1 (project):\n  no Python.h\n\n-- Incomplete\n"
+    assert gpu.first_error(output) == "CMake Error at CMakeLists.txt:1 (project): no Python.h"
+    assert (
+        gpu.first_error("ptxas x, line 1; error   : bad\nend\n") == "ptxas x, line 1; error : bad"
+    )
+    assert gpu.first_error("killed\n") == "killed"
+
+
+@pytest.mark.parametrize(
+    ("fails", "stages"),
+    [
+        ("none", ["configure", "build", "install"]),
+        ("90a", ["configure", "build", "configure without 90a", "build without 90a", "install"]),
+        ("all", ["configure", "build", "configure without 90a", "build without 90a"]),
+    ],
+)
+def test_without_warpgroups_is_better_than_nothing(
+    gpu: Any, run: Any, fails: str, stages: list[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """A CMake whose build fails for these architectures."""
+    cmake = tmp_path / "bin" / "cmake"
+    cmake.parent.mkdir()
+    cmake.write_text(
+        "#!/bin/sh\n"
+        f'[ $1 = -S ] && echo "$@" > {tmp_path}/configured\n'
+        f"[ $1 = --build ] && {{ [ {fails} = all ] || grep -q {fails} {tmp_path}/configured; }} && "
+        "echo 'x.cu: error: no' && exit 1\nexit 0\n"
+    )
+    cmake.chmod(0o755)
+    run.environment["PATH"] = f"{cmake.parent}:/usr/bin:/bin"
+    monkeypatch.setattr(gpu, "PYTHON", tmp_path / "venv" / "bin" / "python")
+    monkeypatch.setattr(gpu, "BUILD", tmp_path)
+    monkeypatch.setattr(gpu, "architectures", lambda: "90-real;90a-real")
+    assert gpu.build(run, 1) == (fails != "all")
+    assert [stage["name"] for stage in run.stages] == stages
+    assert {s["result"] for s in run.stages} <= {"ok", "FAILED: x.cu: error: no"}
+
+
+def a_python(folder: Path, script: str) -> Path:
+    """A program in Python's place."""
+    program = folder / "python"
+    program.write_text("#!/bin/sh\n" + script)
+    program.chmod(0o755)
+    return program
+
+
+def test_the_sanitizer_gets_some_tests_of_each_file(
+    gpu: Any, run: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = [f"tests/ops/test_b.py::{gpu.SANITIZED}[{i}]" for i in range(90)]
+    listed += [f"tests/ops/test_a.py::{gpu.SANITIZED}[a b]", "91 tests collected"]
+    (tmp_path / "listed").write_text("\n".join(listed))
+    monkeypatch.setattr(gpu, "PYTHON", a_python(tmp_path, f"cat {tmp_path}/listed"))
+    chosen = gpu.sanitized(run)
+    assert chosen[-1] == f"tests/ops/test_a.py::{gpu.SANITIZED}[a b]"
+    assert [chosen[0], chosen[1]] == [listed[0], listed[90 // gpu.MOST_SANITIZED]]
+    assert len(chosen) == gpu.MOST_SANITIZED + 1
+
+
+@pytest.mark.parametrize(
+    ("told", "result"),
+    [
+        ("a.py::t PASSED [ 9%]", "stopped by the clock: no error in 1 tests"),
+        ("========= Invalid __global__ read of size 4", "FAILED: stopped after 1 s"),
+        ("========= Error: Race reported between", "FAILED: stopped after 1 s"),
+    ],
+)
+def test_a_sanitizer_out_of_time_has_not_failed_for_that(
+    gpu: Any, run: Any, told: str, result: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool = tmp_path / "compute-sanitizer"
+    tool.write_text(f"#!/bin/sh\necho '{told}'\nsleep 9\n")
+    tool.chmod(0o755)
+    run.environment["PATH"] = f"{tmp_path}:{run.environment['PATH']}"
+    monkeypatch.setattr(gpu, "sanitized", lambda _: ["a.py::t"])
+    monkeypatch.setattr(gpu, "SANITIZER_SECONDS", 1)
+    gpu.sanitizer(run)
+    assert [stage["result"] for stage in run.stages] == [result, result]
+
+
+def test_a_peer_that_does_not_run_stops_no_benchmark(capsys: pytest.CaptureFixture[str]) -> None:
+    harness = import_module("benchmarks.harness")
+
+    def broken() -> None:
+        raise ModuleNotFoundError("no such thing\nand more")
+
+    def good() -> None:
+        pass
+
+    assert list(harness.working({harness.OURS: good, "peer": broken})) == [harness.OURS]
+    told = capsys.readouterr().err
+    assert told == "peer does not run here: left out: ModuleNotFoundError: no such thing\n"
+    with pytest.raises(ModuleNotFoundError):
+        harness.working({harness.OURS: broken, "peer": good})
+
+
 # ---- The whole, with programs that only pretend --------------------------------------------------
 
 PRETEND = """#!/bin/sh
 case "$*" in
+  *"--collect-only"*) echo "tests/ops/test_a.py::test_stays_within_its_arrays[a b]";;
   *"-m pytest"*"not cuda"*) echo "tests/a.py::test_b FAILED [100%]"; exit 1;;
   *"-m pytest"*) echo "tests/a.py::test_a PASSED [100%]";;
   *"run.py masked_adam"*)

@@ -12,10 +12,10 @@ from torch import Tensor
 from benchmarks.harness import OURS, Candidate, Case
 from benchmarks.peers import (
     draw,
-    installed,
     on_as_many_threads,
     torch_fidelity_fid,
     torchmetrics_fid,
+    usable,
 )
 from gansparse.metrics import FeatureMoments
 from gansparse.ops import feature_moments
@@ -80,7 +80,7 @@ def updates(width: int, device: str) -> dict[str, Candidate]:
             ours.update(batch)
 
     candidates: dict[str, Candidate] = {OURS: update_ours}
-    if installed("torchmetrics"):
+    if usable("torchmetrics.image.fid"):
         theirs = torchmetrics_fid(width).to(device)
 
         def update_theirs() -> None:

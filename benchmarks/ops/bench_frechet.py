@@ -15,10 +15,10 @@ from torch import Tensor
 from benchmarks.harness import OURS, Candidate, Case
 from benchmarks.peers import (
     draw,
-    installed,
     on_as_many_threads,
     torch_fidelity_fid,
     torchmetrics_distance,
+    usable,
 )
 from gansparse.metrics import frechet_distance
 
@@ -98,7 +98,7 @@ def _line_up(pair: Pair, device: str) -> list[tuple[str, tuple[Callable[..., Any
     line_up: list[tuple[str, tuple[Callable[..., Any], Any]]] = [
         (OURS, (frechet_distance, tensors)),
     ]
-    if installed("torchmetrics"):
+    if usable("torchmetrics.image.fid"):
         line_up.append(("torchmetrics", (torchmetrics_distance(), tensors)))
     if device == "cpu":
         mean1, cov1, mean2, cov2 = (tensor.numpy() for tensor in tensors)

@@ -19,7 +19,6 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
-import pytest
 import torch
 from torch import nn
 
@@ -28,6 +27,8 @@ def peer(name: str) -> types.ModuleType:
     """The peer's module; without the package the test is skipped, and says how to install it."""
     package = name.partition(".")[0]
     if importlib.util.find_spec(package) is None:
+        import pytest  # benchmarks ask first, and may have none
+
         pytest.skip(f"{package} is not installed: pip install --no-deps -r tests/peers.txt")
     with _torchvision():
         return importlib.import_module(name)
