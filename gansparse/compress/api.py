@@ -143,8 +143,9 @@ def compress(
         sparsity: share of zeros in the pruned weights.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
         recipe: technique of Yu & Pool 2020, Table 1; ``b`` is the paper's own.
-        steps: generator steps; default: a tenth of the original training where the generator's
-            file tells how long that was, else one epoch.
+        steps: steps, of D where G has its turn every few of them (`GANTask.g_every`); default: a
+            tenth of the original training where the generator's file tells how long that was, else
+            one epoch.
         seed: of everything random.
         out: folder for checkpoints and the result; default: nothing is written.
         device: where to compute.

@@ -174,6 +174,9 @@ class Comparison:
             InputError: the folder is another comparison's, or one is at work in it.
             GansparseError: files that can't be read or written.
         """
+        names = [entry.name for entry in entries]
+        if twice := next((name for name in names if names.count(name) > 1), None):
+            raise InputError(f"two runs are called {twice}: give their entries a label each")
         task = self.task(entries[0].config.seed)
         with _alone(self.out):
             document = self._document(task, entries, max(1, len(devices)), threads)

@@ -68,7 +68,7 @@ class TrainConfig:
 
     Attributes:
         recipe: letter of Table 1.
-        steps: optimizer steps of the generator.
+        steps: optimizer steps, of D where G has its turn every few of them (`GANTask.g_every`).
         sparsity: share of zeros in the pruned weights, 0 <= s < 1.
         granularity: ``element``, ``vector``, ``block``, ``kernel``, ``filter`` or ``2:4``.
         vector_size: output channels that share a pattern (granularity ``vector`` or ``block``; for

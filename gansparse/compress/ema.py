@@ -30,5 +30,11 @@ def update_ema(
         else:
             mean.copy_(values[name])
     if pruner is not None:
-        for name, mask in pruner.named_masks().items():
-            average.get_parameter(name).mul_(mask)
+        mask_average(average, pruner)
+
+
+@torch.no_grad()
+def mask_average(average: nn.Module, pruner: Pruner) -> None:
+    """Give the average, in place, the zeros that the module in training has."""
+    for name, mask in pruner.named_masks().items():
+        average.get_parameter(name).mul_(mask)

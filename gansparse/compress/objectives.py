@@ -21,6 +21,7 @@ from gansparse.compress.losses import (
     weighted_layers,
 )
 from gansparse.compress.recipes import Recipe
+from gansparse.errors import InputError
 from gansparse.tasks.gan import Batch, Fake, GANTask, Terms, weighted_mean
 
 Losses = dict[str, torch.Tensor]  # name -> scalar, weighted
@@ -56,6 +57,17 @@ class Objective:
     def __init__(self, task: GANTask, recipe: Recipe, config: TrainConfig, d_update: str) -> None:
         self.task, self.recipe, self.config, self.d_update = task, recipe, config, d_update
         self.references = References()
+        if recipe.objective == "distillation" and not recipe.has_d and not self.imitates_outputs:
+            raise InputError(
+                f"recipe {recipe.key} has nothing but the distance of the outputs to minimise: "
+                "output_term must not be none, and output_weight not 0"
+            )
+
+    @property
+    def imitates_outputs(self) -> bool:
+        """Whether the distance of the two generators' outputs is minimised."""
+        reading = self.config.reading
+        return reading.output_term != "none" and reading.output_weight > 0
 
     @property
     def d_sees_original(self) -> bool:
@@ -101,8 +113,7 @@ class Objective:
         losses: Losses = {}
         if kind == "layers":
             return {"layers": feature_distance(made.layers_o, made.layers_c)}
-        imitates_outputs = reading.output_term != "none" and reading.output_weight > 0
-        if kind in ("distillation", "self-supervised") and imitates_outputs:
+        if kind in ("distillation", "self-supervised") and self.imitates_outputs:
             distance = output_distance(made.fake_o, made.fake_c, reading.output_term)
             losses["output"] = reading.output_weight * distance
         if kind == "self-supervised":

@@ -20,7 +20,17 @@ from gansparse.tasks.gan import Batch, GANTask
 _NAMES = {
     "task": "task", "data": "data", "generator": "generator", "discriminator": "discriminator",
     "weights": "loss weights", "options": "options of the task", "batch": "size of batches",
+    "lr": "learning rate of the task", "betas": "betas", "lr_decay": "lr_decay of the task",
+    "g_first": "order of updates", "fresh_fakes": "fakes for D", "g_every": "steps of D to G's",
+    "pool_size": "size of the pool of fakes", "regulariser_every": "steps between regularisations",
 }  # fmt: skip
+
+
+#: Fields of the task that decide how a step is taken.
+_OPTIMISATION = (
+    "lr", "betas", "lr_decay", "g_first", "fresh_fakes", "g_every", "pool_size",
+    "regulariser_every",
+)  # fmt: skip
 
 
 def origin_of(task: GANTask, batch: Batch) -> dict[str, Any]:
@@ -39,6 +49,7 @@ def origin_of(task: GANTask, batch: Batch) -> dict[str, Any]:
         "weights": dict(task.weights),
         "options": dict(task.trained_with),
         "batch": shapes,
+        **{name: getattr(task, name) for name in _OPTIMISATION},
     }
     plain: dict[str, Any] = json.loads(json.dumps(made))
     return plain

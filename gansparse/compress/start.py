@@ -54,16 +54,23 @@ def starting_generator(task: GANTask, recipe: Recipe, config: TrainConfig) -> nn
                 "give the task small_generator=, which builds one of a given share"
             )
         return task.small_generator(1.0 - config.sparsity)
-    if recipe.g_init == "random":
-        return task.fresh_generator()
-    return copy.deepcopy(task.generator)
+    fresh = recipe.g_init == "random"
+    return trainable(task.fresh_generator() if fresh else copy.deepcopy(task.generator))
+
+
+def trainable(module: nn.Module) -> nn.Module:
+    """The module; where it was handed over frozen as a whole, as teachers are, it learns again."""
+    if not any(parameter.requires_grad for parameter in module.parameters()):
+        module.requires_grad_(True)
+    return module
 
 
 def starting_discriminator(task: GANTask, recipe: Recipe) -> nn.Module | None:
     """D, as the row says; None where it has none."""
     if not recipe.has_d:
         return None
-    return task.fresh_discriminator() if "random" in recipe.d else copy.deepcopy(task.discriminator)
+    fresh = "random" in recipe.d
+    return trainable(task.fresh_discriminator() if fresh else copy.deepcopy(task.discriminator))
 
 
 def check_fit(task: GANTask, generator: nn.Module, d: nn.Module | None) -> None:

@@ -25,7 +25,7 @@ from torch import nn
 from gansparse.compress import distributed
 from gansparse.compress.checkpointing import latest_checkpoint, load_checkpoint, save_checkpoint
 from gansparse.compress.config import TrainConfig
-from gansparse.compress.ema import update_ema
+from gansparse.compress.ema import mask_average, update_ema
 from gansparse.compress.norms import freeze_norms, leave_gradients, recalibrate
 from gansparse.compress.objectives import Made, Objective
 from gansparse.compress.origin import changes, origin_of
@@ -42,7 +42,7 @@ from gansparse.compress.start import (
     starting_discriminator,
     starting_generator,
 )
-from gansparse.errors import CheckpointError, TrainingError
+from gansparse.errors import CheckpointError, InputError, TrainingError
 from gansparse.files import atomic_file, save_tensors, write_json
 from gansparse.optim import MaskedAdam
 from gansparse.tasks.gan import Batch, GANTask, detached
@@ -115,6 +115,8 @@ class Trainer:
         quantize_networks(self.g_c, self.d, recipe, config)
         d_update = d_update_rule(recipe, config)
         self.objective = Objective(task, recipe, config, d_update)
+        # What the user has frozen, a backbone of D say, stays so.
+        self._d_learns = [p for p in self.d.parameters() if p.requires_grad] if self.d else []
         self.pool = ImagePool(task.pool_size, config.seed)
         if recipe.objective != "adversarial" and reading.g_norm == "running":
             freeze_norms(self.g_c)
@@ -155,8 +157,14 @@ class Trainer:
         Raises:
             TrainingError: a loss is NaN or infinite; the message names step and phase.
             OutputError: a checkpoint or the result could not be written.
+            InputError: ``out`` has checkpoints of a run that is not resumed.
         """
         config = self.config
+        found = None if self.out is None else latest_checkpoint(self.out / "checkpoints")
+        if found and self.step == 0:
+            raise InputError(
+                f"{found}: of another run; go on with it (resume=True), or choose another out"
+            )
         if self.out is not None and distributed.rank() == 0:
             self._write_history()  # no step is taken for a place that takes no files
         while self.step < config.steps:
@@ -190,6 +198,8 @@ class Trainer:
                 optimizer.set_masks(pruner.masks)  # zeroes weights and moments outside
                 if pruner is self.pruner:
                     self._sparsity = pruner.achieved_sparsity()
+                    if self.ema is not None:  # also where G has no turn any more
+                        mask_average(self.ema, pruner)
 
         g_turn = step % task.g_every == task.g_every - 1
         made = self._generate(batch, g_turn)
@@ -245,8 +255,8 @@ class Trainer:
 
     def _g_phase(self, step: int, batch: Batch, made: Made, terms: dict[str, float]) -> None:
         """The generator minimises the row's objective; the discriminator stands still."""
-        if self.d is not None:
-            self.d.requires_grad_(False)
+        for parameter in self._d_learns:
+            parameter.requires_grad_(False)
         with self._autocast():
             parts = self.objective.g_losses(self.d, batch, made)
         loss = torch.stack([value.float() for value in parts.values()]).sum()
@@ -254,8 +264,8 @@ class Trainer:
         self.opt_g.zero_grad(set_to_none=True)
         _backward(loss, self.g_c)
         self.opt_g.step()
-        if self.d is not None:
-            self.d.requires_grad_(True)
+        for parameter in self._d_learns:
+            parameter.requires_grad_(True)
         if self.ema is not None:
             distributed.average_buffers(self.g_c)
             update_ema(self.ema, self.g_c, self.config.ema, step // self.task.g_every, self.pruner)
@@ -365,11 +375,13 @@ class Trainer:
         if self.recipe.quantizes:
             generator = plain(copy.deepcopy(generator))
         if self.config.recalibration and self.config.reading.g_norm == "batch":
+            torch.manual_seed(self.config.seed * 1_000_003 + self.config.steps)
             with torch.no_grad():
                 recalibrate(generator, self._forwards(self.config.recalibration))
         for network in (generator, self.d):
-            if network is not None:
+            if network is not None:  # as they came: without our hooks, in torch's own layout
                 leave_gradients(network)
+                _contiguous(network)
         generator.eval()
         masks = self.pruner.state_dict() if self.pruner is not None else {}
         files: list[Path] = []
@@ -396,6 +408,11 @@ class Trainer:
                 self.task.generate(module, {k: v.to(self.device) for k, v in batch.items()})
 
         return run
+
+
+def _contiguous(module: nn.Module) -> None:
+    to: Any = module.to  # torch's annotation lacks memory_format
+    to(memory_format=torch.contiguous_format)
 
 
 def _save_networks(path: Path, module: nn.Module, note: dict[str, str]) -> list[Path]:

@@ -153,6 +153,8 @@ def read_idx(path: Path) -> np.ndarray:
         raise InputError(f"{path}: not readable ({error}); copy it again") from None
     if len(data) < 4 or data[:3] != b"\x00\x00\x08":
         raise InputError(f"{path}: not an IDX file of bytes")
+    if len(data) < 4 + 4 * data[3]:
+        raise InputError(f"{path}: truncated within its header")
     dims = np.frombuffer(data, ">u4", count=data[3], offset=4).astype(np.int64)
     body = np.frombuffer(data, np.uint8, offset=4 + 4 * data[3])
     if body.size != int(dims.prod()):

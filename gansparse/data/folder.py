@@ -102,7 +102,7 @@ def _damage_named(path: str | Path) -> Iterator[None]:
 
 
 def _converted(image: Image.Image, mode: str) -> Image.Image:
-    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")
+    wide = image.mode.startswith("I;16") or (image.mode == "I" and image.format in ("PNG", "PPM"))
     if wide:
         return _converted(Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)), mode)
     if image.mode in _REFUSED:
@@ -249,8 +249,13 @@ def _listed(names: list[str]) -> str:
 
 def _pictures_in(folder: Path, recursive: bool) -> list[Path]:
     """Sorted files with a picture's suffix."""
-    found = []
+    found: list[Path] = []
+    seen: set[str] = set()  # a link may lead back to a folder that holds it
     for place, subfolders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(place)) in seen:
+            subfolders.clear()
+            continue
+        seen.add(real)
         subfolders[:] = [name for name in subfolders if recursive and not name.startswith(".")]
         chosen = (n for n in names if n.lower().endswith(SUFFIXES) and not n.startswith("."))
         found += [Path(place, name) for name in chosen]

@@ -149,7 +149,7 @@ def _read_list(
 ) -> tuple[list[str], torch.Tensor, tuple[str, ...]]:
     """File names, labels [M, c_dim] and attributes of a list in CelebA's format."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file; it holds the attributes of the pictures") from None
     except (OSError, UnicodeDecodeError) as error:

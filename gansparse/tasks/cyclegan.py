@@ -136,7 +136,9 @@ def cyclegan_task(
         (name,) = trained
         original, critic = generator[name], discriminator[_target(name)]
         other = next(n for n in generator if n != name)
-        partner = copy.deepcopy(generator[other]).eval().requires_grad_(False)
+        to: Any = copy.deepcopy(generator[other]).eval().requires_grad_(False).to
+        # Its InstanceNorms' gradients are wrong in channels_last (`put_gradients_right`).
+        partner = to(memory_format=torch.contiguous_format)
     cycle = _Cycle(trained, partner, identity)
     generator_loss, discriminator_loss = gan_losses(gan_mode)
 

@@ -203,7 +203,17 @@ class GANTask:
                     f"task {self.name}: weight for unknown term {term!r}; terms are {TERM_NAMES}"
                 )
         if not self.views and self.pictures is not None and self.evaluation is not None:
-            self.views = (View("", self.pictures, self.evaluation, self.generate),)
+            self.views = (View("", self.pictures, self.evaluation, self._picture),)
+
+    def _picture(self, generator: nn.Module, batch: Batch) -> torch.Tensor:
+        """What is scored where there are no views."""
+        made = pictures_of(self.generate(generator, batch))
+        if len(made) != 1:
+            raise InputError(
+                f"task {self.name}: makes {', '.join(made) or 'no pictures'}: give it views, which "
+                "say what is scored against what"
+            )
+        return next(iter(made.values()))
 
     def weight(self, term: str) -> float:
         """Weight of a term in the GAN's own loss; 1 where none was given."""

@@ -303,7 +303,9 @@ def _stargan(
         data = place.parent  # and its --rafd_image_dir the training set's
     can_test = any(Path(data).glob("*-images-idx3-ubyte*")) or Path(data, CELEBA_LIST).exists()
 
-    def labelled(phase: str) -> AttributeFolder | ClassFolder | LabelledPictures:
+    def labelled(
+        phase: str, chosen: Sequence[str] | None
+    ) -> AttributeFolder | ClassFolder | LabelledPictures:
         augment = phase == "train"
         if any(Path(data).glob("*-images-idx3-ubyte*")):
             numbers = None if chosen is None else [int(name) for name in chosen]
@@ -318,8 +320,11 @@ def _stargan(
             return AttributeFolder(data, chosen or CELEBA_ATTRIBUTES, phase=phase, **common)
         return ClassFolder(data, phase, classes=chosen, **common)
 
-    train = labelled("train")
-    test = labelled("test") if can_test or Path(data, "test").is_dir() else None
+    train = labelled("train", chosen)
+    # Classes stand where they stand in training, whichever of them the test set has.
+    test = None
+    if can_test or Path(data, "test").is_dir():
+        test = labelled("test", train.label_names)
     options.setdefault("classes", not isinstance(train, AttributeFolder))
     options.setdefault("d_repeat_num", min(6, int(math.log2(image_size))))
     return stargan_task(

@@ -155,6 +155,11 @@ def test_other_settings_in_the_same_folder_are_refused(task, tmp_path):
         ({"weights": {"gen": 7.0}}, "loss weights"),
         ({"trained_with": {"gan_mode": "lsgan"}}, "options of the task"),
         ({"batch": 4}, "size of batches"),
+        ({"lr": 1e-3}, "learning rate of the task"),
+        ({"betas": (0.9, 0.99)}, "betas"),
+        ({"lr_decay": "linear"}, "lr_decay of the task"),
+        ({"g_every": 2}, "steps of D to G's"),
+        ({"pool_size": 3}, "size of the pool of fakes"),
     ],
 )
 def test_a_run_of_another_pair_or_task_in_the_same_folder_is_refused(task, tmp_path, change, words):
@@ -174,6 +179,12 @@ def test_a_run_of_another_pair_or_task_in_the_same_folder_is_refused(task, tmp_p
         comparison(task, tmp_path / "compared").run([entry("g")])
     with pytest.raises(CheckpointError, match=f"was made with another {words}; resume with"):
         Trainer(task, config, out=tmp_path / "run", resume=True)
+
+
+def test_two_runs_of_one_name_are_refused_before_any_is_trained(task, tmp_path):
+    with pytest.raises(InputError, match="two runs are called g-element-0.5-seed0: give their"):
+        comparison(task, tmp_path).run([entry("g"), entry("g", lambda_=2.0)])
+    assert not [*tmp_path.glob("g-*")]
 
 
 def test_one_comparison_a_folder(task, tmp_path):

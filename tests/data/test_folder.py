@@ -302,3 +302,11 @@ def test_bsd68():
         with Image.open(file) as image:  # as pytorch-fid, torch-fidelity and clean-fid read it
             want = np.asarray(image.convert("RGB")).transpose(2, 0, 1)
         np.testing.assert_array_equal(batch[0].numpy(), want)
+
+
+def test_a_link_back_does_not_multiply_pictures(tmp_path):
+    (tmp_path / "sub").mkdir()
+    for name in ("a.png", "sub/b.png"):
+        Image.new("L", (4, 4)).save(tmp_path / name)
+    (tmp_path / "sub" / "up").symlink_to(tmp_path, target_is_directory=True)
+    assert len(PictureFolder(tmp_path, recursive=True)) == 2

@@ -58,6 +58,17 @@ def test_labels_follow_the_chosen_names(tmp_path):
         )
 
 
+def test_lists_as_editors_leave_them(tmp_path):
+    """With a byte order mark, CRLF and empty lines at the end."""
+    write_list(tmp_path, ["0.png 1 -1 -1", "1.png -1 1 -1"])
+    for index in range(2):
+        picture(tmp_path / f"images/{index}.png", 9, 11)
+    path = tmp_path / "list_attr_celeba.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes().replace(b"\n", b"\r\n") + b"\r\n \r\n")
+    faces = AttributeFolder(tmp_path, NAMES, crop_size=7, image_size=4, test_count=0)
+    assert sorted(faces.labels.tolist()) == [[0, 1, 0], [1, 0, 0]]
+
+
 def test_the_split_is_the_originals(tmp_path):
     """yunjey/stargan shuffles the lines with seed 1234 and tests on line i while i < 2000."""
     files = [f"{i:06}.jpg" for i in range(4100)]
