@@ -132,6 +132,7 @@ class _Recorder(TorchFunctionMode):
             with self:
                 out = self.module(*given)
         try:
+            _check_containers(out)
             map_aggregate(out, _check_output)
             self.graph.output(self._arguments(out))
         except RuntimeError as error:
@@ -180,8 +181,8 @@ class _Recorder(TorchFunctionMode):
         real = self.made[name].pop(0)
         node = self.graph.create_node("call_module", name, *self._arguments((args, kwargs)))
         out = map_aggregate(real, lambda t: torch.empty_like(t) if isinstance(t, Tensor) else t)
-        shapes = tuple(t.shape for t in leaves(out))
-        self._made(self.graph.call_function(expect, (node, shapes)), out)
+        form = _form(out)
+        self._made(self.graph.call_function(expect, (node, form)), out)
         return out
 
     def _out_of_place(self, function: Any, written: list[Tensor], out: Any) -> Any:
@@ -271,6 +272,16 @@ def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
 
 
+def _check_containers(value: Any) -> None:
+    """Refuse lists, tuples and dicts of a class of their own: a graph gives plain ones."""
+    if isinstance(value, (list, tuple, dict)):
+        plain = type(value) in (list, tuple, dict) or hasattr(value, "_fields")
+        if not plain:
+            raise RuntimeError(f"it returns a {type(value).__name__}")
+        for each in value.values() if isinstance(value, dict) else value:
+            _check_containers(each)
+
+
 def _check_output(value: Any) -> Any:
     """Refuse what could hide a tensor."""
     if not isinstance(value, (Tensor, bool, int, float, str, type(None))):
@@ -278,13 +289,20 @@ def _check_output(value: Any) -> Any:
     return value
 
 
-def expect(values: Any, shapes: tuple[torch.Size, ...]) -> Any:
-    """What a submodule returned as a whole, if the graph fits its shapes.
+def _form(values: Any) -> tuple[Any, ...]:
+    """Shapes of the tensors in nested tuples, lists and dicts, and all else that is in them."""
+    found: list[Any] = []
+    map_aggregate(values, lambda v: found.append(v.shape if isinstance(v, Tensor) else v))
+    return tuple(found)
+
+
+def expect(values: Any, form: tuple[Any, ...]) -> Any:
+    """What a submodule returned as a whole, if the graph fits its shapes and plain values.
 
     Raises:
         ShapeChanged: it does not.
     """
-    if tuple(t.shape for t in leaves(values)) != shapes:
+    if _form(values) != form:
         raise ShapeChanged
     return values
 
@@ -302,6 +320,14 @@ def leaves(values: Any) -> list[Tensor]:
     found: list[Tensor] = []
     map_aggregate(values, lambda v: found.append(v) if isinstance(v, Tensor) else v)
     return found
+
+
+def random_state() -> list[bytes]:
+    """Where torch's random numbers are, on the CPU and on CUDA's current device."""
+    states = [torch.get_rng_state()]
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        states.append(torch.cuda.get_rng_state())
+    return [state.numpy().tobytes() for state in states]
 
 
 def _tensors_of(module: nn.Module) -> list[Tensor]:

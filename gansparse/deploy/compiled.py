@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from gansparse import _C
 from gansparse.deploy import cuda, cuda_graph, measure
-from gansparse.deploy.agreement import allowed_gap, output_gap
+from gansparse.deploy.agreement import allowed_gap, changed, output_gap
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
@@ -118,9 +118,10 @@ def compile(
 class CompiledGenerator(nn.Module):
     """What `compile` makes. Call it as the generator; threads may share it.
 
-    Its state is the generator's, and its plans are made of that: copies, pickles, and a
-    generator with another state, dtype or device make new ones on their first call, with the
-    kernels that were chosen at first.
+    Its state is the generator's (under ``original.``), and its plans are made of that: copies,
+    pickles, and a generator that is loaded with another state or moved to another dtype or device
+    make new ones on their first call, with the kernels that were chosen at first. What is written
+    into ``original`` by itself is not noticed.
 
     Attributes:
         original: the generator, which runs where no plan is better.
@@ -181,10 +182,9 @@ class CompiledGenerator(nn.Module):
         super().train(False)
         return self
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As of any module; plans are made anew."""
-        self._forget()
-        return super().load_state_dict(*args, **kwargs)
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self._forget()  # also where a module that holds this one is loaded
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> CompiledGenerator:
         self._forget()
@@ -197,6 +197,15 @@ class CompiledGenerator(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_memory": [Buffers()]})  # type: ignore[no-untyped-call]
+
+    def _gap_elsewhere(self, plan: nn.Module, inputs: tuple[Any, ...], dtype: torch.dtype) -> float:
+        """How far the plan is off where nothing was seen: what it took for constant shows here."""
+        try:
+            return output_gap(self.original, plan, inputs, dtype)
+        except ShapeChanged:  # then the original runs
+            return 0.0
+        except Exception:  # the generator doesn't take these numbers
+            return 0.0
 
     def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
         """The inputs without keywords; None where they can't be."""
@@ -264,6 +273,8 @@ class CompiledGenerator(nn.Module):
             captured, told.whole = capture(source, inputs)
         except NotCaptured as failure:
             return None, f"it can't be captured: {failure.reason}"
+        finally:
+            torch.clear_autocast_cache()  # of casts that were only followed
         cache = measure.Cache(device)
         choices = None if measures else self._choices
         try:
@@ -277,6 +288,9 @@ class CompiledGenerator(nn.Module):
         gap = output_gap(self.original, plan.module, inputs, dtype)
         if not gap <= allowed_gap(dtype):
             return None, f"the plan's output differs by {gap:.1g}"
+        gap = self._gap_elsewhere(plan.module, changed(inputs), dtype)
+        if not gap <= allowed_gap(dtype):
+            return None, f"of other inputs the plan's output differs by {gap:.1g}"
         if cuda.on_cuda(device):
             return self._on_cuda(plan, inputs, told, cache, measures)
         if self._graph:

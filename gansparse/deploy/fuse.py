@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 
+from gansparse.deploy.capture import random_state
 from gansparse.deploy.steps import Conv, ConvLayer, Norm, Pair, Slope
 from gansparse.ops.sparse_conv2d import Activation
 
@@ -50,6 +51,7 @@ def fuse(captured: fx.GraphModule) -> dict[str, str]:
         _fold_constants(captured)
         _relu_before_cat(captured.graph)
         names = _Fuser(captured).run()
+        _own_outputs(captured)
     captured.graph.eliminate_dead_code()
     captured.delete_all_unused_submodules()
     captured.recompile()
@@ -65,8 +67,9 @@ def _fold_constants(module: fx.GraphModule) -> None:
             continue
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: tensor_of(module, n))
         function = getattr(args[0], node.target) if node.op == "call_method" else node.target
+        before = random_state()
         value = function(*(args[1:] if node.op == "call_method" else args), **kwargs)
-        if not isinstance(value, Tensor):
+        if not isinstance(value, Tensor) or random_state() != before:  # drawn anew on each call
             continue
         name = f"folded_{number}"
         module.register_buffer(name, value)
@@ -75,6 +78,21 @@ def _fold_constants(module: fx.GraphModule) -> None:
         constant.meta.update(node.meta)
         node.replace_all_uses_with(constant)
         module.graph.erase_node(node)
+
+
+def _computed(tensors: list[Tensor | None], given: list[Any]) -> bool:
+    """Whether one of them is neither absent nor the network's own, but made of the input."""
+    return any(t is None and x is not None for t, x in zip(tensors, given, strict=True))
+
+
+def _own_outputs(module: fx.GraphModule) -> None:
+    """Constants that are given out are copies: the user may write into them."""
+    (output,) = module.graph.find_nodes(op="output")
+    for node in [n for n in output.all_input_nodes if n.op == "get_attr"]:
+        with module.graph.inserting_before(output):
+            copied = module.graph.call_method("clone", (node,))
+        copied.meta.update(node.meta)
+        output.replace_input_with(node, copied)
 
 
 def _relu_before_cat(graph: fx.Graph) -> None:
@@ -171,6 +189,9 @@ class _Fuser:
             return None
         keys = ("running_mean", "running_var", "weight", "bias")
         tensors = [tensor_of(self.module, node.kwargs[key]) for key in keys]
+        given = [node.kwargs[key] for key in keys]
+        if _computed(tensors, given):
+            return None
         mean, var, weight, bias = (None if t is None else t.double() for t in tensors)
         if mean is None or var is None:
             return None
@@ -257,8 +278,10 @@ class _Fuser:
             return
         value = _value(node)
         one_picture = value.shape[0] == 1 and math.prod(value.shape[2:]) > 1
-        weight, bias = (tensor_of(self.module, node.kwargs[key]) for key in ("weight", "bias"))
-        if value.dim() != 4 or (batch and not one_picture):
+        affine = [node.kwargs[key] for key in ("weight", "bias")]
+        weight, bias = (tensor_of(self.module, given) for given in affine)
+        computed = _computed([weight, bias], affine)
+        if value.dim() != 4 or (batch and not one_picture) or computed:
             return
         step = Norm(weight, bias, cast(float, node.kwargs["eps"]), fused=[])
         last, residual = node, None

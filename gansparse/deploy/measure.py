@@ -198,7 +198,7 @@ class Cache:
 
 
 def _read(path: Path) -> dict[str, Times]:
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises where a folder may not be read
         return {}
     try:
         found = read_json(path)

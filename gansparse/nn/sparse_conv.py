@@ -20,7 +20,7 @@ from gansparse.ops.sparse_conv2d import Activation, _output, _run_out
 from gansparse.ops.sparse_conv2d_packing import ConvGeometry
 
 _PACKED = ("values", "offsets", "starts", "rows", "geometry")
-_SHAPE = 6  # the first numbers of a geometry, which say what layer it is
+_SHAPE = 11  # the first numbers of a geometry, which say what layer it is
 
 
 class _SparseConv(nn.Module):
@@ -82,11 +82,14 @@ class _SparseConv(nn.Module):
         """Takes the number of weights from the file: the same layer may have lost others."""
         found = {name: state_dict.get(prefix + name) for name in _PACKED}
         numbers = found["geometry"]
+        absent = [name for name, tensor in found.items() if tensor is None]
+        if absent and len(absent) < len(_PACKED):
+            raise CheckpointError(f"{prefix}{absent[0]} is missing: a packed weight is {_PACKED}")
         if numbers is not None:
             own, new = self._numbers[:_SHAPE], tuple(numbers.tolist()[:_SHAPE])
             if own != new or len(numbers) != len(self._numbers):
                 raise CheckpointError(
-                    f"{prefix}geometry: a layer of (O, C, R, S, stride, upscale) = {own} can't "
+                    f"{prefix}geometry: a layer of {ConvGeometry._fields[:_SHAPE]} = {own} can't "
                     f"take weights packed for {new}"
                 )
         for name, tensor in found.items():

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gansparse import _C
 from gansparse.ops._arrays import takes_arrays
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, wants_gradient
 from gansparse.ops.sparse_conv2d import Activation
 
 
@@ -67,7 +67,9 @@ def instance_norm(
     """
     slopes = slope if isinstance(slope, Tensor) else None
     trained = (input, weight, bias, residual, slopes)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained):
+    if wants_gradient(*trained):
+        if not torch.compiler.is_compiling():
+            _check(input, weight, bias, eps, residual, activation, slope)
         return instance_norm_reference(
             input, weight, bias, eps=eps, residual=residual, activation=activation, slope=slope
         )
@@ -76,6 +78,31 @@ def instance_norm(
         input, weight, bias, eps, residual, activation, number, slopes, moments
     )
     return y
+
+
+def _check(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    activation: str,
+    slope: float | Tensor,
+) -> None:
+    """The core's rules for shapes and numbers, whatever the dtype: gradients take any."""
+
+    def plain(tensor: Tensor | None) -> Any:
+        return (
+            None
+            if tensor is None
+            else describe(torch.empty(tensor.shape, dtype=torch.float32, device="meta"))
+        )
+
+    output = plain(input)
+    _C.instance_norm(
+        plain(input), plain(weight), plain(bias), eps, plain(residual), activation,
+        plain(slope) if isinstance(slope, Tensor) else float(slope), output,
+    )  # fmt: skip
 
 
 def instance_norm_reference(

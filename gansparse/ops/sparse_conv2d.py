@@ -19,6 +19,8 @@ from gansparse.ops._library import (
     define_autocast,
     define_gradient,
     describe,
+    has_tangent,
+    wants_gradient,
 )
 from gansparse.ops.sparse_conv2d_gradients import (
     _margins,
@@ -134,7 +136,7 @@ def _convolve(
     slopes = slope if isinstance(slope, Tensor) else None
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
     trained = (input, weight.values, bias, residual, slopes)
-    wanted = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in trained)
+    wanted = wants_gradient(*trained)
     if out is not None:
         if wanted or isinstance(weight, PackedTiles):
             raise InputError(
@@ -143,6 +145,10 @@ def _convolve(
         into = torch.ops.gansparse.sparse_conv2d_out
         into(input, *tensors, g, bias, residual, activation, number, slopes, out)
         return out
+    if has_tangent(*trained):  # forward derivatives are torch's
+        return sparse_conv2d_reference(
+            input, weight, bias, residual=residual, activation=_known(activation), slope=slope
+        )
     if not wanted or activation not in get_args(Activation):  # the latter is refused
         y: Tensor = op(input, *tensors, g, bias, residual, activation, number, slopes)
         return y
@@ -151,7 +157,18 @@ def _convolve(
         growth = (g.stride - g.taps_h, g.stride - g.taps_w)
         g = g._replace(padding=0, pad_h=0, pad_w=0, growth_h=growth[0], growth_w=growth[1])
     z: Tensor = op(input, *tensors, g, bias, None, "none", 0.0, None)
+    if residual is not None and residual.shape != z.shape:
+        raise InputError(
+            f"sparse_conv2d: residual must have shape {list(z.shape)}, got {list(residual.shape)}"
+        )
     return _activate(z if residual is None else z + residual, activation, slope)
+
+
+def _known(activation: str) -> Any:
+    if activation not in get_args(Activation):
+        known = ", ".join(get_args(Activation))
+        raise InputError(f"sparse_conv2d: activation must be {known}, got {activation!r}")
+    return activation
 
 
 def _activate(z: Tensor, activation: str, slope: float | Tensor) -> Tensor:

@@ -206,6 +206,7 @@ def conv2d_layer(
 ) -> Layer:
     """Check a convolution and describe it; arguments as of `pack_sparse_conv2d`."""
     kept = _check(weight, mask, vector_size, stride, padding_mode)
+    weight = torch.where(kept, weight, 0)  # what is kept as a whole may have lost a part
     out, channels, taps_h, taps_w = weight.shape
     pad_h, pad_w = _pair(padding)
     geometry = ConvGeometry(
@@ -227,6 +228,7 @@ def conv_transpose2d_layer(
 ) -> Layer:
     """Write a transposed convolution as a convolution; see `pack_sparse_conv_transpose2d`."""
     kept = _check(weight, mask, vector_size, stride, "zeros")
+    weight = torch.where(kept, weight, 0)
     channels, out, taps_h, taps_w = weight.shape
     (pad_h, pad_w), (extra_h, extra_w) = _pair(padding), _pair(output_padding)
     for name, pad, extra, taps in (("h", pad_h, extra_h, taps_h), ("w", pad_w, extra_w, taps_w)):

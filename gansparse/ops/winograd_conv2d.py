@@ -14,7 +14,7 @@ from torch import Tensor
 
 from gansparse import _C
 from gansparse.errors import InputError
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, wants_gradient
 from gansparse.ops.sparse_conv2d import Activation, _output, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_packing import (
     ConvGeometry,
@@ -69,7 +69,8 @@ def winograd_conv2d(
 
     Lavin and Gray, "Fast algorithms for convolutional neural networks", CVPR 2016. The largest
     rounding error is 2e-6 to 4e-6 of the largest output (64 to 256 channels), ten times that of
-    torch's. CPU only, without gradients.
+    torch's; a NaN or an infinite pixel makes the 4 x 4 outputs of its patches NaN. CPU only,
+    without gradients.
 
     Args:
         input: [N, C, H, W] float32; anything but contiguous is copied.
@@ -96,7 +97,7 @@ def winograd_conv2d(
     slopes = slope if isinstance(slope, Tensor) else None
     number = 0.0 if isinstance(slope, Tensor) else float(slope)
     read = (input, weight.values, bias, residual, slopes)
-    if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in read):
+    if wants_gradient(*read):
         raise InputError("winograd_conv2d has no gradients: call it under torch.no_grad()")
     op = torch.ops.gansparse.winograd_conv2d
     op(input, *weight, bias, residual, activation, number, slopes, out)

@@ -13,7 +13,7 @@ from torch.optim.optimizer import ParamsT
 
 from gansparse import _C
 from gansparse.errors import InputError
-from gansparse.ops._library import current_stream
+from gansparse.ops._library import current_stream, tell_written
 
 _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 
@@ -21,12 +21,14 @@ _MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq")
 class MaskedAdam(torch.optim.Optimizer):
     """`torch.optim.Adam` with a mask for some of the parameters, in one native pass.
 
-    After every step a weight outside its mask is exactly 0, and so are its moments. A parameter
-    without a mask is stepped as `torch.optim.Adam` steps it. The state has torch's names
-    (``step``, ``exp_avg``, ``exp_avg_sq``, ``max_exp_avg_sq``), so either loads the other's; here
-    the moments of 16-bit parameters are float32.
+    After every step of a parameter, so where it has a gradient, a weight outside its mask is
+    exactly 0, and so are its moments. A parameter without a mask is stepped as `torch.optim.Adam`
+    steps it. The state has torch's names (``step``, ``exp_avg``, ``exp_avg_sq``,
+    ``max_exp_avg_sq``), so either loads the other's; here the moments of 16-bit parameters are
+    float32. Parameters are dense, in any order of dimensions; of 16 bits on CUDA alone.
 
-    Masks are kept by reference: one that is changed in place holds from the next step on.
+    Masks are kept by reference: one that is changed in place holds from the parameter's next step
+    on.
 
     Args:
         params: parameters or parameter groups, as torch takes them.
@@ -162,15 +164,20 @@ class MaskedAdam(torch.optim.Optimizer):
         torch._foreach_add_(steps, 1)
         beta1, beta2 = group["betas"]
         lr = group["lr"]
+        names = _MOMENTS if group["amsgrad"] else _MOMENTS[:2]
+        for state, parameter in zip(states, parameters, strict=True):
+            if state["exp_avg"].stride() != parameter.stride():
+                _lay_out_as(parameter, state)
+        moments = [[state[name] for state in states] for name in names]
         try:
             _C.masked_adam(
                 parameters,
                 grads,
-                [state["exp_avg"] for state in states],
-                [state["exp_avg_sq"] for state in states],
+                moments[0],
+                moments[1],
                 steps,
                 masks=[self._masks.get(p) for p in parameters],
-                max_exp_avg_sqs=[s["max_exp_avg_sq"] for s in states] if group["amsgrad"] else None,
+                max_exp_avg_sqs=moments[2] if group["amsgrad"] else None,
                 lr=lr if isinstance(lr, Tensor) else float(lr),
                 beta1=beta1,
                 beta2=beta2,
@@ -183,6 +190,7 @@ class MaskedAdam(torch.optim.Optimizer):
         except InputError:
             torch._foreach_sub_(steps, 1)  # a refused step was not taken
             raise
+        tell_written([tensor for written in (parameters, *moments) for tensor in written])
 
     def _new_state(self, group: dict[str, Any], parameter: Tensor) -> dict[str, Tensor]:
         names = _MOMENTS if group["amsgrad"] else _MOMENTS[:2]
@@ -214,7 +222,13 @@ class MaskedAdam(torch.optim.Optimizer):
         Args:
             state_dict: from `state_dict` of this class or of `torch.optim.Adam`.
         """
-        super().load_state_dict(state_dict)
+        given: list[dict[str, Any]] = []
+        last = self.register_load_state_dict_pre_hook(lambda _, found: given.append(found))
+        try:
+            super().load_state_dict(state_dict)
+        finally:
+            last.remove()
+        (state_dict,) = given  # as the user's own hooks have left it
         parameters = [p for group in self.param_groups for p in group["params"]]
         saved = [number for group in state_dict["param_groups"] for number in group["params"]]
         for parameter, number in zip(parameters, saved, strict=True):
@@ -224,6 +238,9 @@ class MaskedAdam(torch.optim.Optimizer):
                     self.state[parameter][name] = torch.empty_like(
                         parameter, dtype=_state_dtype(parameter)
                     ).copy_(value)
+                elif name == "step":  # a number, or of torch's default dtype
+                    step = torch.as_tensor(self.state[parameter][name])
+                    self.state[parameter][name] = step.to(torch.float32)
         if "masks" not in state_dict:
             return
         masks = {}
@@ -264,7 +281,10 @@ class MaskedAdamW(MaskedAdam):
         amsgrad: bool = False,
         *,
         maximize: bool = False,
+        foreach: bool | None = None,
         capturable: bool = False,
+        differentiable: bool = False,
+        fused: bool | None = None,
         masks: Mapping[Any, Tensor] | None = None,
     ) -> None:
         super().__init__(
@@ -274,8 +294,11 @@ class MaskedAdamW(MaskedAdam):
             eps,
             weight_decay,
             amsgrad,
+            foreach=foreach,
             maximize=maximize,
             capturable=capturable,
+            differentiable=differentiable,
+            fused=fused,
             decoupled_weight_decay=True,
             masks=masks,
         )
@@ -283,6 +306,13 @@ class MaskedAdamW(MaskedAdam):
 
 def _state_dtype(parameter: Tensor) -> torch.dtype:
     return torch.float64 if parameter.dtype == torch.float64 else torch.float32
+
+
+def _lay_out_as(parameter: Tensor, state: dict[str, Tensor]) -> None:
+    """Moments in their parameter's strides, which may have changed: `.to(memory_format=...)`."""
+    for name in _MOMENTS:
+        if name in state and not _same_layout(state[name], parameter):
+            state[name] = torch.empty_like(parameter, dtype=state[name].dtype).copy_(state[name])
 
 
 def _grad_like(parameter: Tensor) -> Tensor:

@@ -328,6 +328,7 @@ class _Walk:
         if module is not None and _has_channels(module):
             self.found.per_channel[name] = made.atoms
         in_place = getattr(module, "inplace", False) or node.target in _IN_PLACE
+        in_place = in_place or node.kwargs.get("inplace", False) is True
         if in_place or (node.op == "call_method" and name.endswith("_")):
             self.env[sources[0]] = made
         return made

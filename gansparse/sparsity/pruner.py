@@ -256,7 +256,14 @@ class Pruner:
         except InputError as error:
             raise InputError(f"layer {layer.name!r}: {error}") from None
         effect = self.effects.get(layer.name)
-        return magnitude if effect is None else effect.scaled(magnitude)
+        if effect is None:
+            return magnitude
+        scaled = effect.scaled(magnitude)
+        if not bool(scaled.isfinite().all()):
+            raise InputError(
+                f"layer {layer.name!r}: its effects are NaN or infinite; measure again"
+            )
+        return scaled
 
     def _ordered(self, sparsity: Mapping[str, float]) -> list[float]:
         return [sparsity[layer.name] for layer in self.layers]

@@ -23,7 +23,7 @@ import copy
 import io
 import math
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -330,6 +330,8 @@ def _tensors(output: Any) -> list[Tensor]:
     """The floating-point tensors of what a network returns."""
     if isinstance(output, (list, tuple)):
         return [tensor for each in output for tensor in _tensors(each)]
+    if isinstance(output, Mapping):
+        return _tensors(list(output.values()))
     return [output] if isinstance(output, Tensor) and output.is_floating_point() else []
 
 

@@ -17,6 +17,7 @@ from gansparse.sparsity import (
     check_masked,
     find_layers,
     make_mask,
+    measure_effects,
     select_layers,
 )
 from gansparse.sparsity import granularity as selection
@@ -315,3 +316,10 @@ def test_refuses_weights_it_cannot_prune():
     pruner.layers[1].weight.data.copy_(model[2][0].weight.data)
     with pytest.raises(InputError, match=r"layer '2.0': weight .* holds NaN"):
         pruner.step(0, 10)
+
+
+def test_effects_that_are_not_finite_are_refused():
+    model = nn.Sequential(nn.Conv2d(3, 8, 3))
+    effects = measure_effects(model, lambda m: m(torch.full([1, 3, 8, 8], float("nan"))))
+    with pytest.raises(InputError, match="layer '0': its effects are NaN or infinite"):
+        Pruner(model, 0.5, effects=effects).prune_to(0.5)
