@@ -25,7 +25,7 @@ class ProgressBars:
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True)
         self._progress = Progress(
-            TextColumn("{task.description:<40}"),
+            TextColumn("{task.description:<40}", markup=False),  # brackets of a path are a path's
             BarColumn(bar_width=24),
             MofNCompleteColumn(),
             TextColumn("{task.fields[left]}"),
@@ -89,7 +89,7 @@ class Lane:
             self._bar = self._progress.add_task(label, total=total, left="")
         self._progress.reset(self._bar, description=label, total=total, completed=0, left="")
         if not self._console.is_terminal:
-            self._console.print(f"{label}: {found:.4g}/{total}", highlight=False)
+            self._console.print(f"{label}: {int(found)}/{total}", highlight=False, markup=False)
 
     def advance(self, done: float) -> None:
         """``done`` of its steps are done."""
@@ -101,7 +101,7 @@ class Lane:
         due = (now - self._told >= LINE_EVERY_SECONDS or ends) and not self._ended
         if not self._console.is_terminal and due:
             text = f"{self._label}: {int(done)}/{self._total:.0f}, {left}".rstrip(", ")
-            self._console.print(text, highlight=False)
+            self._console.print(text, highlight=False, markup=False)
             self._told, self._ended = now, ends
 
     def _left(self, done: float, seconds: float) -> str:

@@ -162,6 +162,9 @@ def main() -> NoReturn:
     except GansparseError as error:
         _refuse(str(error))
     except Exception as error:
+        if _lacks_memory(error):
+            told = next(iter(str(error).splitlines()), type(error).__name__)
+            _refuse(f"out of memory: smaller pictures or batches may fit ({told})")
         # typer's, of the words on the command line; where its class lives depends on the version
         if not hasattr(error, "format_message"):
             raise
@@ -173,6 +176,12 @@ def main() -> NoReturn:
             message = f"No such option: {error.option_name}; say --set {setting}=VALUE"  # type: ignore[attr-defined]
         _refuse(f"{message.rstrip('.')}; see {ctx.command_path if ctx else 'gansparse'} --help")
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _lacks_memory(error: Exception) -> bool:
+    """Whether NumPy, Pillow or torch could not allocate what was asked for."""
+    words = ("can't allocate memory", "CUDA out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error) for word in words)
 
 
 def _setting(option: str, ctx: Any) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 from rich.table import Table
 
 from gansparse.cli.options import (
@@ -137,11 +138,12 @@ def compress(
     latest_net_D_B.
     """
     from gansparse.compress import TrainConfig, Trainer, default_steps, load_task
+    from gansparse.compress.recipes import get_recipe
     from gansparse.sparsity import sparsity_report
 
     where = choose_device(device, threads)
     if not dry_run:
-        fresh_or_resumed(out, resume)
+        fresh_or_resumed(out, resume, [*(generator or ()), *(discriminator or ())])
 
     def configured(steps: int) -> TrainConfig:
         return TrainConfig(
@@ -183,6 +185,10 @@ def compress(
 
         wide_console().print(plan(gan, train, where).table())
         return
+    if task is not TaskName.dcgan and not generator and get_recipe(recipe).g_init == "dense":
+        raise InputError(
+            f"compress {task.value} needs the trained pair: --generator and --discriminator"
+        )
     trainer = Trainer(gan, train, out=out, device=where, resume=resume)
     result = run_with_bar(trainer, f"recipe {recipe}, {sparsity:.0%} {granularity}", tensorboard)
     say(str(sparsity_report(result.generator)))
@@ -253,17 +259,17 @@ def evaluate(
             on_damaged=on_damaged,
         )
     title = ", ".join(map(str, generator or ())) or "the shipped generator"
-    wide_console().print(_score_table(title, found))
     if out is not None:
         write_json(out, found.to_dict())
+    wide_console().print(_score_table(title, found))
 
 
 def _score_table(title: str, found: Any) -> Table:
-    table = Table(title=title)
+    table = Table(title=escape(title))
     for name in ("quantity", "value"):
         table.add_column(name)
     for view, score in found.scores.items():
-        table.add_row(f"FID {view}".rstrip(), f"{score.fid:.3f}")
+        table.add_row(escape(f"FID {view}".rstrip()), f"{score.fid:.3f}")
         table.add_row("  extractor", score.extractor)
         table.add_row("  real / generated", f"{score.num_real} / {score.num_fake}")
         if score.confidence is not None and score.classes is not None:
@@ -271,5 +277,5 @@ def _score_table(title: str, found: Any) -> Table:
             shares = ", ".join(f"{digit}: {share:.1%}" for digit, share in enumerate(score.classes))
             table.add_row("  classes", shares)
     for name, value in found.measures.items():
-        table.add_row(name, f"{value:.4f}")
+        table.add_row(escape(name), f"{value:.4f}")
     return table

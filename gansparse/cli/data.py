@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -121,4 +122,4 @@ def synth(
     with ProgressBars() as bars:
         watch = _watch(bars, f"drawing {kind}")
         done = write_synthetic(kind, out, count=count, size=size, seed=seed, on_picture=watch)
-    typer.echo(f"{done} pictures  {out}\nnext: gansparse data check {out}")
+    typer.echo(f"{done} pictures  {out}\nnext: gansparse data check {shlex.quote(str(out))}")

@@ -46,6 +46,8 @@ def export(
     for flag, given, its in (("--fixed", fixed, ".onnx"), ("--half", half, ".safetensors")):
         if given and kind != its:
             raise InputError(f"{flag} is for {its} files, got {out}")
+    if generator is not None and out.resolve() == Path(generator).resolve():
+        raise InputError(f"{out} is the generator's own file; choose another place")
     net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     if kind == ".safetensors":
         save_packed(net, out, "float16" if half else "float32")

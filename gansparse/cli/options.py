@@ -6,7 +6,9 @@ from __future__ import annotations
 import inspect
 import os
 import shlex
+import signal
 import sys
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from enum import Enum
@@ -264,6 +266,8 @@ def read_options(context: typer.Context, path: Path) -> dict[str, Any]:
         name = names.get(key.replace("-", "_"))
         if name is None or name == "config":
             raise InputError(f"--config {path}: {context.command_path} has no option {key!r}")
+        if isinstance(value, str) and value.startswith("~"):
+            value = os.path.expanduser(value)
         values[name] = [value] if name in lists and not isinstance(value, list) else value
     return values
 
@@ -307,11 +311,21 @@ def check_place(out: Path) -> None:
         )
 
 
-def fresh_or_resumed(out: Path, resume: bool) -> None:
-    """Keeps an older run from being overwritten by accident, and a new one from having no place."""
+def fresh_or_resumed(out: Path, resume: bool, weights: Iterable[Path] = ()) -> None:
+    """Keeps an older run from being overwritten by accident, and a new one from having no place.
+
+    Args:
+        out: the run's folder.
+        resume: whether it goes on with what is there.
+        weights: files that the run starts from.
+    """
     check_place(out)
+    if inside := next((w for w in weights if Path(w).resolve().parent == out.resolve()), None):
+        raise InputError(f"{inside}: lies where the run's own weights go; choose another --out")
     if not resume and (out / "checkpoints").is_dir() and any((out / "checkpoints").iterdir()):
         raise InputError(f"{out} holds a run already: add --resume, or choose another --out")
+    if not resume and (found := next(out.glob("generator*.safetensors"), None)):
+        raise InputError(f"{found} would be overwritten: choose another --out")
 
 
 @contextmanager
@@ -332,13 +346,41 @@ def run_with_bar(trainer: Any, label: str, tensorboard: bool) -> Any:
     log = tensorboard_logger(trainer.out) if tensorboard else None
     with stoppable("--resume goes on from the newest checkpoint"), ProgressBars() as bars:
         bars.start(label, trainer.config.steps, found=trainer.step)
+        with _interrupts() as asked:
 
-        def on_step(row: dict[str, Any]) -> None:
-            bars.advance(row["step"] + 1)
-            if log is not None:
-                log(row)
+            def on_step(row: dict[str, Any]) -> None:
+                bars.advance(row["step"] + 1)
+                if log is not None:
+                    log(row)
+                if asked:  # between steps, where a checkpoint can be
+                    trainer.save()
+                    raise KeyboardInterrupt
 
-        return trainer.run(on_step)
+            return trainer.run(on_step)
+
+
+@contextmanager
+def _interrupts() -> Iterator[list[int]]:
+    """Notes the first Ctrl-C, so that the step under way can end; the second stops at once.
+
+    Of several processes each would end another step: they stop at once.
+    """
+    asked: list[int] = []
+    several = int(os.environ.get("WORLD_SIZE", "1")) > 1
+    if several or threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+
+    def note(number: int, frame: Any) -> None:
+        if asked:
+            raise KeyboardInterrupt
+        asked.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield asked
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 # Options of a task that the next command must be told again → how they are called there.

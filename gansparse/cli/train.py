@@ -456,7 +456,9 @@ def _train(
     device, threads, resume, tensorboard, dry_run = place
     where = choose_device(device, threads)
     if not dry_run:
-        fresh_or_resumed(out, resume)
+        given = [options.get(name) or [] for name in ("generator", "discriminator")]
+        weights = [file for each in given for file in (each if isinstance(each, list) else [each])]
+        fresh_or_resumed(out, resume, weights)
     further = options.get("generator") is not None
     task = load_task(name, data, seed=seed, scoring="g_every" in options, **options)
     if further:

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from datetime import timedelta
 
 import torch
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 
@@ -113,7 +114,7 @@ def plan_runs(comparison: Comparison, entries: Iterable[Entry], processes: int =
         processes: runs at a time.
     """
     table = Table(
-        title=f"plan of {comparison.title} (measured on a few steps; nothing was written)",
+        title=f"plan of {escape(comparison.title)} (measured on a few steps; nothing was written)",
         caption="without the time to score",
     )
     for column in ("run", "parameters", "multiply-adds a sample", "steps", "time"):

@@ -114,9 +114,16 @@ class Group:
         return named(self.first.technique, self.first.label)
 
     @property
+    def place(self) -> tuple[str, float]:
+        """Granularity and sparsity, ("dense", 0) of a technique that prunes nothing (a, m)."""
+        run = self.first
+        return ("dense", 0.0) if run.achieved_sparsity == 0 else (run.granularity, run.sparsity)
+
+    @property
     def title(self) -> str:
         """Name, granularity and sparsity: "self-supervised (ours), element 75 %"."""
-        return f"{self.name}, {self.first.granularity} {percent(self.first.sparsity)}"
+        granularity, sparsity = self.place
+        return self.name + (f", {granularity} {percent(sparsity)}" if sparsity else "")
 
 
 @dataclass(frozen=True)

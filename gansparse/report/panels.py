@@ -131,7 +131,7 @@ class Panels:
         curves = self._lines()
         if any(len(line) > 1 for line in curves.values()):
             points = {
-                name: [(group.first.sparsity, group.fid, group.fid_range) for group in line]
+                name: [(group.place[1], group.fid, group.fid_range) for group in line]
                 for name, line in curves.items()
             }
             told = "; ".join(

@@ -60,7 +60,7 @@ def table_rows(report: Report) -> list[Row]:
     ]  # fmt: skip
     rivals: dict[tuple[str, float], list[float]] = {}
     for group in report.groups:
-        rivals.setdefault((group.first.granularity, group.first.sparsity), []).append(group.fid)
+        rivals.setdefault(group.place, []).append(group.fid)
     for group in report.groups:
         run = group.first
         achieved = run.sparsity if run.achieved_sparsity is None else run.achieved_sparsity
@@ -75,7 +75,7 @@ def table_rows(report: Report) -> list[Row]:
             duration(group.seconds),
             "–" if run.share_of_training is None else percent(round(run.share_of_training, 4)),
         )
-        those = rivals[(run.granularity, run.sparsity)]
+        those = rivals[group.place]
         rows.append(Row(cells, best=len(those) > 1 and group.fid == min(those)))
     for failure in report.failures:
         told = (f"{failure.key}  {failure.name}", failure.granularity, percent(failure.sparsity))
@@ -175,7 +175,7 @@ def headline(report: Report) -> str:
     """
     fields: dict[tuple[str, float], list[Group]] = {}
     for group in report.groups:
-        fields.setdefault((group.first.granularity, group.first.sparsity), []).append(group)
+        fields.setdefault(group.place, []).append(group)
 
     def weight(field: tuple[str, float]) -> tuple[bool, int, float]:
         groups = fields[field]

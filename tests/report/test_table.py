@@ -55,6 +55,21 @@ def test_the_lowest_of_each_field_is_marked(tmp_path):
     assert rows[1].cells[4] == f"{mean / 27.9:.2f}"
 
 
+def test_what_prunes_nothing_is_no_rival_of_what_does(tmp_path):
+    """Technique m, say, may be far the best: its place is at 0 %, and no one's of 50 %."""
+    report = load_report(make_run(tmp_path, sparsities=(0.5,)))
+    runs = list(report.runs)
+    other = next(i for i, run in enumerate(runs) if run.key != "b")
+    runs[other] = replace(runs[other], fid=0.1, achieved_sparsity=0.0)
+    changed = replace(report, runs=tuple(runs))
+    group = next(group for group in changed.groups if group.first.key == runs[other].key)
+    assert group.place == ("dense", 0.0)
+    assert "50 %" not in group.title
+    best = [row.cells[0] for row in table_rows(changed) if row.best]
+    assert not any(name.startswith(f"{runs[other].key} ") for name in best)
+    assert group.name not in headline(changed)
+
+
 def test_a_row_without_rivals_is_not_marked(tmp_path):
     report = load_report(make_run(tmp_path, sparsities=(0.5, 0.9)))
     alone = replace(report, runs=tuple(run for run in report.runs if run.key == "b"))
