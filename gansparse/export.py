@@ -76,6 +76,7 @@ def to_torch_export(generator: nn.Module, example: Example, path: str | Path) ->
         torch.Size([2, 4, 7, 5])
     """
     network, given = still(generator, example)
+    _check_picture(network, given)
     for program, taken in _captures(network, given):
         buffer = io.BytesIO()
         with quietly():
@@ -114,18 +115,57 @@ def to_onnx(
             "to_onnx needs torch's exporter: pip install 'gansparse[export]'"
         ) from None
     network, given = still(generator, example)
-    program, taken = next(_captures(network, given, dynamic))
+    _check_picture(network, given)
+    failure: Exception | None = None
+    for program, taken in _captures(network, given, dynamic):
+        data = _onnx_of(generator, program)
+        try:
+            run = _onnx_runtime(data)
+            tried = [given, taken, *_cropped(network, program, given)]
+            difference = _difference(network, run, tried)
+        except ImportError:  # no ONNX Runtime: not compared
+            return _written(Path(path), data, _shapes(program), None)
+        except Exception as error:  # other numbers, or whatever the runtime says to those sizes
+            failure = error
+        else:
+            return _written(Path(path), data, _shapes(program), difference)
+    assert failure is not None
+    raise failure if isinstance(failure, InputError) else _unexportable(network, failure) from None
+
+
+def _onnx_of(generator: nn.Module, program: torch.export.ExportedProgram) -> bytes:
     with quietly():
         try:
             made = torch.onnx.export(program, dynamo=True, verbose=False)
         except Exception as error:  # an op that ONNX lacks, whatever the exporter makes of it
             raise _unexportable(generator, error) from None
         assert made is not None
-        data = _named(made.model_proto, program).SerializeToString()
-    difference = None
-    with contextlib.suppress(ImportError):
-        difference = _difference(network, _onnx_runtime(data), [given, taken])
-    return _written(Path(path), data, _shapes(program), difference)
+        data: bytes = _named(made.model_proto, program).SerializeToString()
+    return data
+
+
+@torch.no_grad()
+def _cropped(
+    network: nn.Module, program: torch.export.ExportedProgram, given: tuple[Tensor, ...]
+) -> Iterator[tuple[Tensor, ...]]:
+    """The example in other sizes that the program says it takes, as far as the network does.
+
+    A branch on the size is frozen in the program; here it shows.
+    """
+    free = [
+        node.meta["val"].dim() == 4
+        and not any(isinstance(size, int) for size in node.meta["val"].shape[2:])
+        for node in _inputs(program)
+    ]
+    for less_high, less_wide in ((1, 3), (2, 2)):
+        smaller = tuple(
+            x[..., less_high:, less_wide:] if crop and min(x.shape[2:]) > 4 else x
+            for x, crop in zip(given, free, strict=True)
+        )
+        if any(free):
+            with contextlib.suppress(Exception):  # the network doesn't take it: nor need the file
+                network(*smaller)
+                yield smaller
 
 
 def still(generator: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -152,6 +192,21 @@ def still(generator: nn.Module, example: Example) -> tuple[nn.Module, tuple[Tens
             module.p = 0.0
     given = (example,) if isinstance(example, Tensor) else tuple(example)
     return network, tuple(tensor.detach().cpu() for tensor in given)
+
+
+@torch.no_grad()
+def _check_picture(network: nn.Module, given: tuple[Tensor, ...]) -> None:
+    """Refuses what gives no picture: files of several outputs could not be compared."""
+    try:
+        made = network(*given)
+    except Exception as error:
+        raise _unexportable(network, error) from None
+    if not (isinstance(made, Tensor) and made.is_floating_point()):
+        got = made.dtype if isinstance(made, Tensor) else type(made).__name__
+        raise InputError(
+            f"{type(network).__name__} gives {got}: export a module that gives one picture, "
+            "a tensor of floating-point numbers"
+        )
 
 
 def _captures(
@@ -208,12 +263,13 @@ def _inputs(program: torch.export.ExportedProgram) -> list[torch.fx.Node]:
 
 def _named(model: Any, program: torch.export.ExportedProgram) -> Any:
     """The ONNX model with words for torch's symbols: batch for s34, height * 4 for s14 * 4."""
-    words = {
-        str(size): str(word)
-        for node, shape in zip(_inputs(program), _shapes(program).values(), strict=True)
-        for size, word in zip(node.meta["val"].shape, shape, strict=True)
-        if not isinstance(size, int)
-    }
+    words: dict[str, str] = {}
+    for node, shape in zip(_inputs(program), _shapes(program).values(), strict=True):
+        for size, word in zip(node.meta["val"].shape, shape, strict=True):
+            if isinstance(size, int) or str(size) in words:
+                continue
+            taken = str(word) in words.values()  # by another size, which this one need not equal
+            words[str(size)] = f"{node.name}_{word}" if taken else str(word)
     for value in (*model.graph.input, *model.graph.output, *model.graph.value_info):
         for dim in value.type.tensor_type.shape.dim:
             if dim.dim_param:

@@ -103,7 +103,7 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
 
         def forward(self, x):
             Counts.calls += 1
-            return x + (Counts.calls > 1)
+            return x + (Counts.calls > 2)  # it is looked at, captured, then compared
 
     path = tmp_path / "g.pt2"
     for net, message in ((Branches(), "Branches can't be exported: "), (Counts(), "differs by 1")):
@@ -111,6 +111,57 @@ def test_what_cannot_be_exported_is_one_line(tmp_path):
             to_torch_export(net, torch.ones(1, 3, 8, 8), path)
         assert "\n" not in str(caught.value)
         assert not path.exists()
+
+
+class PadsToFour(nn.Module):
+    """To a multiple of 4, and back: the common wrapper of a U-Net."""
+
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Sequential(nn.Conv2d(3, 4, 4, 4), nn.ConvTranspose2d(4, 3, 4, 4))
+
+    def forward(self, x):
+        high, wide = x.shape[2:]
+        more_high, more_wide = -high % 4, -wide % 4
+        if more_high or more_wide:
+            x = torch.nn.functional.pad(x, (0, more_wide, 0, more_high), "reflect")
+        return self.net(x)[:, :, :high, :wide]
+
+
+def test_a_file_does_not_claim_sizes_that_it_gets_wrong(tmp_path):
+    """A branch on the size is frozen by the capture: then the size is, too."""
+    pytest.importorskip("onnxruntime")
+    made = to_onnx(PadsToFour(), torch.randn(1, 3, 32, 32), tmp_path / "g.onnx")
+    assert made.inputs == {"x": ("batch", 3, 32, 32)}
+    assert made.difference < 1e-5
+
+
+class TwoSizes(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 4, 3, padding=1)
+
+    def forward(self, x, style):
+        return self.conv(x) + style.mean((2, 3), keepdim=True)
+
+
+def test_two_inputs_of_different_sizes(tmp_path):
+    pytest.importorskip("onnxruntime")
+    inputs = (torch.randn(1, 3, 16, 16), torch.randn(1, 1, 8, 8))
+    assert to_onnx(TwoSizes(), inputs, tmp_path / "g.onnx").difference < 1e-5
+
+
+class Two(nn.Module):
+    def forward(self, x):
+        return x, x
+
+
+def test_what_gives_no_picture_is_refused(tmp_path):
+    for export in (to_onnx, to_torch_export):
+        with pytest.raises(InputError, match="Two gives tuple: export a module"):
+            export(Two(), torch.randn(1, 3, 8, 8), tmp_path / "g")
+        with pytest.raises(InputError, match=r"gives torch\.int64"):
+            export(nn.Flatten(), torch.ones(1, 3, dtype=torch.int64), tmp_path / "g")
 
 
 def test_a_compiled_generator_is_refused(tmp_path, monkeypatch):
