@@ -6,6 +6,7 @@ from __future__ import annotations
 import copy
 import functools
 import inspect
+import math
 import operator
 import os
 from contextlib import AbstractContextManager, nullcontext, suppress
@@ -204,8 +205,11 @@ class CompiledGenerator(nn.Module):
             return output_gap(self.original, plan, inputs, dtype)
         except ShapeChanged:  # then the original runs
             return 0.0
-        except Exception:  # the generator doesn't take these numbers
-            return 0.0
+        except Exception:
+            with suppress(Exception):
+                self.original(*inputs)
+                return math.inf
+            return 0.0  # the generator doesn't take these numbers either
 
     def _positional(self, args: Any, kwargs: Any) -> tuple[Any, ...] | None:
         """The inputs without keywords; None where they can't be."""

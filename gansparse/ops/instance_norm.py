@@ -80,31 +80,6 @@ def instance_norm(
     return y
 
 
-def _check(
-    input: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    residual: Tensor | None,
-    activation: str,
-    slope: float | Tensor,
-) -> None:
-    """The core's rules for shapes and numbers, whatever the dtype: gradients take any."""
-
-    def plain(tensor: Tensor | None) -> Any:
-        return (
-            None
-            if tensor is None
-            else describe(torch.empty(tensor.shape, dtype=torch.float32, device="meta"))
-        )
-
-    output = plain(input)
-    _C.instance_norm(
-        plain(input), plain(weight), plain(bias), eps, plain(residual), activation,
-        plain(slope) if isinstance(slope, Tensor) else float(slope), output,
-    )  # fmt: skip
-
-
 def instance_norm_reference(
     input: Tensor,
     weight: Tensor | None = None,
@@ -141,6 +116,31 @@ def instance_norm_reference(
     elif activation != "none":
         z = z.relu() if activation == "relu" else z.tanh()
     return z.to(input.dtype, memory_format=_layout(input))
+
+
+def _check(
+    input: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    residual: Tensor | None,
+    activation: str,
+    slope: float | Tensor,
+) -> None:
+    """The core's rules for shapes and numbers, whatever the dtype: gradients take any."""
+
+    def plain(tensor: Tensor | None) -> Any:
+        return (
+            None
+            if tensor is None
+            else describe(torch.empty(tensor.shape, dtype=torch.float32, device="meta"))
+        )
+
+    output = plain(input)
+    _C.instance_norm(
+        plain(input), plain(weight), plain(bias), eps, plain(residual), activation,
+        plain(slope) if isinstance(slope, Tensor) else float(slope), output,
+    )  # fmt: skip
 
 
 _SCHEMA = """instance_norm(

@@ -261,7 +261,7 @@ class Pruner:
         scaled = effect.scaled(magnitude)
         if not bool(scaled.isfinite().all()):
             raise InputError(
-                f"layer {layer.name!r}: its effects are NaN or infinite; measure again"
+                f"layer {layer.name!r}: its effects are NaN or infinite, as its inputs were"
             )
         return scaled
 

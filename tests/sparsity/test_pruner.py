@@ -321,5 +321,5 @@ def test_refuses_weights_it_cannot_prune():
 def test_effects_that_are_not_finite_are_refused():
     model = nn.Sequential(nn.Conv2d(3, 8, 3))
     effects = measure_effects(model, lambda m: m(torch.full([1, 3, 8, 8], float("nan"))))
-    with pytest.raises(InputError, match="layer '0': its effects are NaN or infinite"):
+    with pytest.raises(InputError, match="layer '0': its effects are NaN or infinite, as its in"):
         Pruner(model, 0.5, effects=effects).prune_to(0.5)
