@@ -92,6 +92,8 @@ def test_damaged_files(tmp_path):
     refused(tmp_path, "not readable")
     path.write_bytes(gzip.compress(idx(IMAGES)[:500]))
     refused(tmp_path, "truncated, 484 bytes where 15680 belong")
+    path.write_bytes(idx(IMAGES)[:10])
+    refused(tmp_path, "truncated within its header")
     path.write_bytes(b"PNG")
     refused(tmp_path, "not an IDX file")
 

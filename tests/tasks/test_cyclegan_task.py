@@ -160,6 +160,23 @@ def test_the_partner_stands_still_but_lets_gradients_through():
     assert gradients[0][0].any()
 
 
+def test_the_partner_lies_in_torchs_own_layout():
+    """In channels_last its norms' gradients are wrong on the CPU; a trained pair may lie so."""
+    given = pair()
+    given["generator"].to(memory_format=torch.channels_last)
+    task = cyclegan_task(Domains(), None, **given, direction="AtoB", identity=0.0)
+    plain = cyclegan_task(Domains(), None, **pair(), direction="AtoB", identity=0.0)
+    found = []
+    for each in (task, plain):
+        batch = {key: value[:1] for key, value in each.batch(0).items()}
+        net = copy.deepcopy(each.generator).to(memory_format=torch.contiguous_format)
+        fake = each.generate(net, batch)
+        each.generator_terms({"fake_b": torch.zeros(1, 1, 2, 2)}, fake, batch)["rec"].backward()
+        found.append([parameter.grad for parameter in net.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
 def test_eq_9_begins_at_zero():
     reading = Reading(adversarial_weight=0.0)
     for direction in ("both", "AtoB"):

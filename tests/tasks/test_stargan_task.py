@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 from gansparse.compress import RECIPES, Reading, TrainConfig, Trainer
@@ -20,6 +21,7 @@ from gansparse.metrics.evaluation import real_moments, score_generator
 from gansparse.metrics.features import module_extractor
 from gansparse.models.stargan import StarGANDiscriminator, StarGANGenerator
 from gansparse.tasks.gan import detached
+from gansparse.tasks.loading import load_task
 from gansparse.tasks.stargan import domain_loss, gradient_penalty, stargan_task, target_labels
 
 COLOURS = torch.tensor([[230, 30, 30], [30, 230, 30], [30, 30, 230]], dtype=torch.uint8)
@@ -454,3 +456,13 @@ def test_a_task_without_a_test_set_trains() -> None:
     task = stargan_task(Batches(coloured(), 6, seed=0), conv_dim=4, g_repeat_num=1, d_repeat_num=3)
     assert task.views == ()
     assert Trainer(task, replace(config("a"), steps=5)).run().history
+
+
+def test_a_test_set_of_other_classes_is_refused(tmp_path):
+    """Its classes stand where they stand in training; before, they were counted anew."""
+    for place in ("train/a", "train/b", "train/c", "test/b", "test/c", "test/d"):
+        (tmp_path / place).mkdir(parents=True)
+        for index in range(4):
+            Image.new("RGB", (32, 32), (60 * index, 9, 9)).save(tmp_path / place / f"{index}.png")
+    with pytest.raises(InputError, match="test: needs a folder a with the pictures of this class"):
+        load_task("stargan", tmp_path, image_size=32, batch_size=2, num_workers=0)
