@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -19,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from gansparse.errors import CheckpointError, OutputError
+from gansparse.errors import CheckpointError, InputError, OutputError
 
 # Where BasicSR keeps the state_dicts within its files: averaged weights first.
 _BASICSR = ("params_ema", "params")
@@ -75,6 +76,31 @@ def atomic_folder(path: Path) -> Iterator[Path]:
             shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Keeps a second run out of a folder while the block runs; a killed one no longer holds it.
+
+    Raises:
+        InputError: another run is at work in it.
+        OutputError: it can't be made, or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / ".lock").open("w")
+    except OSError as error:
+        raise _output_error(folder, error) from None
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise InputError(
+                f"{folder}: another run is at work in it; wait for it, or choose another --out"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
+        yield
+
+
 def _sync(path: Path) -> None:
     handle = os.open(path, os.O_RDONLY)
     try:
@@ -87,7 +113,7 @@ def _output_error(path: Path, error: Exception) -> OutputError:
     # Of a file within the folder the reason alone: its own name is a temporary one.
     cause = (isinstance(error, OutputError) and error.__cause__) or error
     reason = getattr(cause, "strerror", None) or str(cause)
-    return OutputError(f"could not write {path}: {reason}; free space or choose another --out")
+    return OutputError(f"could not write {path}: {reason}; free space, or choose another place")
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -160,12 +186,12 @@ def _load_pickle(path: Path) -> dict[str, torch.Tensor]:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about the pickle's protocol
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
-        raise CheckpointError(
-            f"{path}: holds more than tensors, which could run code when read; "
-            "save the module's state_dict() instead"
-        ) from None
-    except (RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # of damaged bytes the reader raises whatever comes
+        if isinstance(error, pickle.UnpicklingError):
+            raise CheckpointError(
+                f"{path}: is damaged, or holds more than tensors, which could run code when read; "
+                "copy it again, or save the module's state_dict() instead"
+            ) from None
         line = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise CheckpointError(f"{path}: not a whole weights file ({line}); copy it again") from None
     if isinstance(state, dict):

@@ -241,13 +241,17 @@ def pruned(network: nn.Module, inputs: Inputs, pattern: str, sparsity: float) ->
     Raises:
         InputError: another pattern or sparsity, or at ``filter`` a network that can't be traced.
     """
-    if pattern not in PATTERNS:
-        raise InputError(f"pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")
+    _check_pattern(pattern)
     network = copy.deepcopy(network)
     channels = filter_channels(network, *inputs) if pattern == "filter" else None
     granularity: Any = pattern
     Pruner(network, sparsity, granularity, channels=channels).prune_to(sparsity)
     return network
+
+
+def _check_pattern(pattern: str) -> None:
+    if pattern not in PATTERNS:
+        raise InputError(f"pattern must be one of {', '.join(PATTERNS)}, got {pattern!r}")
 
 
 def line_up(
@@ -264,7 +268,7 @@ def line_up(
     Args:
         generator: dense, or pruned already; its eval mode without dropout is measured.
         inputs: what it is called with.
-        variants: pattern and sparsity of ours; sparsity 0: the generator as it is.
+        variants: pattern and sparsity of ours; sparsity 0: the generator as it is, once.
         peers: of `PEERS`; they run the generator as it is. Both of torch's layouts always run.
         rounds: turns of each candidate, at least 2.
         say: gets a sentence for each runtime that is left out.
@@ -277,6 +281,10 @@ def line_up(
             raise InputError(f"no runtime {name!r} known here; there are: {', '.join(PEERS)}")
     if rounds < 2:
         raise InputError(f"rounds must be at least 2, got {rounds}")
+    for pattern, _ in variants:
+        _check_pattern(pattern)
+    patterns = [pattern for pattern, _ in variants[:1]]  # without zeros all are the same
+    variants = [(pattern if share else patterns[0], share) for pattern, share in variants]
     network, inputs = still(generator, inputs)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         job = _Job(network, inputs, Path(folder))

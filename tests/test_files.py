@@ -81,7 +81,7 @@ def test_disk_full_while_checkpointing_keeps_the_checkpoint_before(
         save_checkpoint(tmp_path, 10, {"a": torch.zeros(2)})
     place = tmp_path / "step-000010"
     assert str(error.value) == (
-        f"could not write {place}: No space left on device; free space or choose another --out"
+        f"could not write {place}: No space left on device; free space, or choose another place"
     )
     assert load_checkpoint(latest_checkpoint(tmp_path))[0] == 5
     assert not [name for name in left_over(tmp_path) if "10" in name]
@@ -148,6 +148,15 @@ def test_truncated_weights(tmp_path, name, share):
     with pytest.raises(CheckpointError, match=r"w\..*copy it again") as error:
         load_tensors(path)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("bytes_kept", [1, 300])
+def test_truncated_weights_of_old_torch(tmp_path, bytes_kept):
+    path = tmp_path / "w.pth"
+    torch.save({"a": torch.randn(9)}, path, _use_new_zipfile_serialization=False)
+    path.write_bytes(path.read_bytes()[:bytes_kept])
+    with pytest.raises(CheckpointError, match=r"w\.pth: .*copy it again"):
+        load_tensors(path)
 
 
 def test_missing_weights(tmp_path):

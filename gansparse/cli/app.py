@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import sys
@@ -157,10 +159,22 @@ def main() -> NoReturn:
     """Entry point: errors a user can mend are one line and exit status 2."""
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     warnings.showwarning = _note  # type: ignore[assignment]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # × and é are ? where the terminal has none
+            stream.reconfigure(errors="replace")
     try:
         status = app(standalone_mode=False)
+        sys.stdout.flush()
     except GansparseError as error:
         _refuse(str(error))
+    except OSError as error:
+        if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE):
+            raise
+        # Files have errors of their own: this is standard output.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for Python's own flush
+        if isinstance(error, BrokenPipeError):  # `gansparse info | head -1`
+            sys.exit(0)
+        _refuse(f"could not write the output: {error.strerror or error}")
     except Exception as error:
         if _lacks_memory(error):
             told = next(iter(str(error).splitlines()), type(error).__name__)

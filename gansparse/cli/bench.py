@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, EvalOption, SizeOption, say
+from gansparse.cli.options import MOST_THREADS, BatchOption, EvalOption, SizeOption, check_file, say
 
 if TYPE_CHECKING:
     from gansparse.runtimes import Row
@@ -34,7 +34,8 @@ def bench(
     batch: BatchOption = 1,
     eval_mode: EvalOption = False,
     threads: Annotated[
-        list[int] | None, typer.Option(min=1, help="CPU threads, once for each number; default 1.")
+        list[int] | None,
+        typer.Option(min=1, max=MOST_THREADS, help="CPU threads, once for each number; default 1."),
     ] = None,
     sparsity: Annotated[
         list[float] | None,
@@ -77,11 +78,13 @@ def bench(
     from gansparse.sparsity import sparsity_report
     from gansparse.testing import timing
 
+    if out is not None:
+        check_file(out)
     net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     pruned_already = sparsity_report(net).total.sparsity > 0.01
     shares = sparsity or ([0.0] if pruned_already else [0.0, 0.5, 0.75, 0.9])
     patterns = pattern or ["element"]  # without zeros all are the same: once is enough
-    variants = [(each if share else patterns[0], share) for each in patterns for share in shares]
+    variants = [(each, share) for each in patterns for share in shares]
     rows: list[tuple[int, Row]] = []
     for count in threads or [1]:
         with timing.threads(count):

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gansparse.cli.options import (
+    MOST_THREADS,
     AttributesOption,
     ConfigOption,
     CropSizeOption,
@@ -129,7 +130,10 @@ def compare(
         typer.Option(min=0, help="Runs at a time; 0: one on CPUs, or one for each GPU there is."),
     ] = 0,
     threads: Annotated[
-        int, typer.Option(min=0, help="CPU threads of each process; 0: the cores, shared out.")
+        int,
+        typer.Option(
+            min=0, max=MOST_THREADS, help="CPU threads of each process; 0: the cores, shared out."
+        ),
     ] = 0,
     dry_run: DryRunOption = False,
     config: ConfigOption = None,

@@ -11,6 +11,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from gansparse.cli.options import (
+    SEEDS,
     AttributesOption,
     ConfigOption,
     CropSizeOption,
@@ -41,7 +42,7 @@ from gansparse.cli.options import (
     VGGOption,
     WeightsOption,
     WorkersOption,
-    check_place,
+    check_file,
     choose_device,
     fresh_or_resumed,
     pictures,
@@ -216,7 +217,7 @@ def evaluate(
     num_workers: WorkersOption = None,
     on_damaged: DamagedOption = None,
     out: Annotated[Path | None, typer.Option(help="Also write the scores as JSON.")] = None,
-    seed: Annotated[int, typer.Option(help="Of dcgan's latents.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, help="Of dcgan's latents.")] = 0,
     device: DeviceOption = "auto",
     threads: ThreadsOption = 0,
     config: ConfigOption = None,
@@ -233,9 +234,7 @@ def evaluate(
 
     where = choose_device(device, threads)
     if out is not None:
-        check_place(out.parent)
-        if out.is_dir():
-            raise InputError(f"--out {out} is a folder: name the JSON file to write")
+        check_file(out)
     with ProgressBars() as bars:
         found = compress.evaluate(
             task.value,

@@ -9,7 +9,14 @@ from typing import Annotated
 import typer
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, EvalOption, SizeOption, ThreadsOption, say
+from gansparse.cli.options import (
+    BatchOption,
+    EvalOption,
+    SizeOption,
+    ThreadsOption,
+    check_place,
+    say,
+)
 
 
 def deploy(
@@ -54,6 +61,7 @@ def deploy(
 
     if threads > 0:
         torch.set_num_threads(threads)
+    check_place(out)
     net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     dense = 4 * sum(p.numel() for p in net.parameters())
     zeros = sparsity_report(net).total.sparsity

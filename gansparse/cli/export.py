@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from gansparse.cli.networks import InputOption, NetworkOption, network_and_inputs
-from gansparse.cli.options import BatchOption, EvalOption, SizeOption, say
+from gansparse.cli.options import BatchOption, EvalOption, SizeOption, check_file, say
 from gansparse.errors import InputError
 
 
@@ -48,6 +48,7 @@ def export(
             raise InputError(f"{flag} is for {its} files, got {out}")
     if generator is not None and out.resolve() == Path(generator).resolve():
         raise InputError(f"{out} is the generator's own file; choose another place")
+    check_file(out, "place")
     net, inputs = network_and_inputs(generator, network, shape, size, batch, eval_mode)
     if kind == ".safetensors":
         save_packed(net, out, "float16" if half else "float32")

@@ -12,10 +12,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from gansparse.cli.options import (
+    SEEDS,
     DeviceOption,
     ExtractorWeightsOption,
     ModeOption,
     ThreadsOption,
+    check_file,
+    check_place,
     choose_device,
     stoppable,
 )
@@ -39,9 +42,14 @@ def fid(
         Path | None, typer.Option(help="Weights of a DCGAN generator, in place of B.")
     ] = None,
     num: Annotated[
-        int,
-        typer.Option("--num", "--num-samples", min=2, help="Pictures that the generator draws."),
-    ] = 50_000,
+        int | None,
+        typer.Option(
+            "--num",
+            "--num-samples",
+            min=2,
+            help="Pictures that the generator draws; default: 50,000.",
+        ),
+    ] = None,
     extractor: Annotated[
         str, typer.Option(help="inception, lenet-mnist or efficientnet-lite0.")
     ] = "inception",
@@ -66,7 +74,7 @@ def fid(
     save_stats: Annotated[
         bool, typer.Option("--save-stats", help="Write the statistics of one side as an .npz.")
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the generator's latents.")] = 0,
+    seed: Annotated[int, typer.Option(**SEEDS, help="Of the generator's latents.")] = 0,
     out: Annotated[
         Path | None, typer.Option(help="Folder for fid.json and what --resume needs.")
     ] = None,
@@ -94,17 +102,19 @@ def fid(
     paths = [path for path in (a, b) if path is not None]
     target = _free(paths.pop()) if save_stats else None
     workers = min(8, len(os.sched_getaffinity(0))) if num_workers is None else num_workers
+    partials = _partials(out, resume)
     sides: list[Any] = [_side(path, recursive, workers) for path in paths]
     if len(sides) + (generator is not None) != (1 if save_stats else 2):
         raise InputError(
             "fid compares two sides, A and B or A and --generator; --save-stats takes one, "
             "and the .npz to write"
         )
-    partials = _partials(out, resume)
+    if num is not None and generator is None:
+        raise InputError("--num is of what --generator draws: of a folder all pictures are taken")
     settings = {"mode": mode, "dims": dims, "weights": weights}
     chosen = {name: value for name, value in settings.items() if value is not None}
     if generator is not None:
-        sides.append(GeneratedPictures(generator, num, seed=seed, device=where))
+        sides.append(GeneratedPictures(generator, num or 50_000, seed=seed, device=where))
     if not all(isinstance(side, Statistics) for side in sides):
         for side in sides:  # before weights are fetched and pictures read
             if not isinstance(side, Statistics):
@@ -147,6 +157,7 @@ def _free(path: Path) -> Path:
         raise InputError(f"{path} is there already: choose another name for the statistics")
     if path.suffix != ".npz":
         raise InputError(f"--save-stats: the last path is written and must end in .npz, got {path}")
+    check_file(path, "place")
     return path
 
 
@@ -168,6 +179,7 @@ def _partials(out: Path | None, resume: bool) -> list[Path | None]:
         if resume:
             raise InputError("--resume needs --out, the folder of the run to go on with")
         return [None, None]
+    check_place(out)
     partials = [out / f"{side}.safetensors" for side in ("a", "b")]
     if not resume and any(path.exists() for path in partials):
         raise InputError(f"{out} holds a run already: add --resume, or choose another --out")

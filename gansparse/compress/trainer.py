@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -43,7 +44,7 @@ from gansparse.compress.start import (
     starting_generator,
 )
 from gansparse.errors import CheckpointError, InputError, TrainingError
-from gansparse.files import atomic_file, save_tensors, write_json
+from gansparse.files import alone_in, atomic_file, save_tensors, write_json
 from gansparse.optim import MaskedAdam
 from gansparse.tasks.gan import Batch, GANTask, detached
 from gansparse.tasks.pool import ImagePool
@@ -157,8 +158,14 @@ class Trainer:
         Raises:
             TrainingError: a loss is NaN or infinite; the message names step and phase.
             OutputError: a checkpoint or the result could not be written.
-            InputError: ``out`` has checkpoints of a run that is not resumed.
+            InputError: ``out`` has checkpoints of a run that is not resumed, or another run is at
+                work in it.
         """
+        writes = self.out is not None and distributed.rank() == 0
+        with alone_in(self.out) if self.out is not None and writes else nullcontext():
+            return self._run(on_step)
+
+    def _run(self, on_step: Callable[[dict[str, Any]], None] | None) -> Result:
         config = self.config
         found = None if self.out is None else latest_checkpoint(self.out / "checkpoints")
         if found and self.step == 0:

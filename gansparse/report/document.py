@@ -206,6 +206,8 @@ def load_report(run: str | Path) -> Report:
     dense = entry.part("dense")
     pair, metric = entry.part("yardstick"), entry.part("metric")
     metric.text("name")
+    for name in ("num_real", "num_fake"):
+        metric.maybe_whole(name)
     return Report(
         folder=path.parent,
         title=entry.text("title"),

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-import math
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from gansparse.errors import InputError
 
 #: How a file that is missing or broken comes back.
 REMEDY = "run the comparison again with the same --out; what is finished is kept"
+
+_MOST = sys.float_info.max
 
 
 class Entry:
@@ -49,11 +51,8 @@ class Entry:
         value = self.value.get(name)
         if value is None:
             return None
-        if (
-            isinstance(value, bool)
-            or not isinstance(value, (int, float))
-            or not math.isfinite(value)
-        ):
+        numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+        if not numeric or not -_MOST <= value <= _MOST:
             raise self.error(f"{name} must be a finite number", value)
         return float(value)
 

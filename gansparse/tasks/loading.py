@@ -114,6 +114,8 @@ def load_task(
     kept = _trained_with(header, name, files)
     weights = {**kept.pop("weights", {}), **(weights or {})}
     options = kept | {key: value for key, value in options.items() if value is not None}
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed must be 0 to 2**32 - 1, got {seed}")
     known = {f.name for f in fields(GANTask)}.union(
         *(inspect.signature(function).parameters for function in (load, make, latent_task))
     )
@@ -183,6 +185,8 @@ def _dcgan(
     net_d = None if d_path is None else load_dcgan_discriminator(d_path)
     with torch.no_grad():
         channels, size = net_g.eval()(torch.zeros(1, net_g.nz, 1, 1)).shape[1:3]
+    if image_size not in (None, size):
+        raise InputError(f"{g_path} makes pictures of {size} x {size}, not of {image_size}")
     images, source = _plain_pictures(data, size, channels)
     header = _header(g_path)
     options = {

@@ -252,6 +252,8 @@ def refused(done, *words):
         (("--device", "meta"), ("--device must be cpu",)),
         (("--scope", "galaxy"), ("galaxy",)),
         (("--batch-size", 100), ("batch size must be 1..40",)),
+        (("--weight", "gen=nan"), ("--weight must be 0 or more, got 'gen=nan'",)),
+        (("--image-size", 48), ("makes pictures of 32 x 32, not of 48",)),
     ],
 )
 def test_bad_settings(gansparse, workplace, tmp_path, more, words):
@@ -275,6 +277,11 @@ def test_a_cuda_device_that_is_not_there(monkeypatch):
         "train stargan --data x --n-critic 0",
         "train stargan --data x --image-size 2",
         "compress dcgan --threads -1",
+        "compress dcgan --threads 5000",
+        "compress dcgan --seed -1",
+        "train lenet --seed 4294967296",
+        "compress dcgan --image-size -16",
+        "compress cyclegan --identity -1",
     ],
 )
 def test_numbers_out_of_range(gansparse, words):
@@ -415,9 +422,9 @@ def test_a_full_disk(gansparse, workplace, tmp_path):
     assert gansparse(*small(workplace, whole, "--save-every", 2)).returncode == 0
     with room_for(20_000):  # a checkpoint takes more
         done = gansparse(*small(workplace, out, "--save-every", 2))
-    refused(done, "could not write", "step-000002: ", "free space or choose another --out")
+    refused(done, "could not write", "step-000002: ", "free space, or choose another place")
     assert done.stderr.count("could not write") == 1
-    assert sorted(p.name for p in out.rglob("*")) == ["checkpoints", "history.jsonl"]
+    assert sorted(p.name for p in out.rglob("*")) == [".lock", "checkpoints", "history.jsonl"]
 
     shutil.rmtree(out)
     shutil.copytree(whole, out)
@@ -445,7 +452,7 @@ def test_an_unwritable_place(gansparse, workplace, tmp_path):
     refused(done, "could not write")
     assert "4/4" not in done.stderr, "told before hours of training, not after"
     scores = ("eval", "dcgan", *pair(workplace)[:4], "--out", tmp_path)
-    refused(gansparse(*scores), "is a folder: name the JSON file")
+    refused(gansparse(*scores), "is a folder: name the file")
     compared = ("compare", *pair(workplace), "--out", tmp_path / "file")
     refused(gansparse(*compared), "could not write to")
     refused(gansparse("demo", "--out", tmp_path / "file" / "demo"), "could not write to")

@@ -16,7 +16,7 @@ import typer
 from gansparse.cli.options import run_with_bar
 from gansparse.compress.checkpointing import latest_checkpoint
 from gansparse.data import write_synthetic
-from gansparse.files import save_tensors
+from gansparse.files import alone_in, save_tensors
 from gansparse.models import DCGANDiscriminator, DCGANGenerator
 
 
@@ -151,3 +151,32 @@ def test_what_does_not_fit_into_memory_is_one_line(gansparse, workplace):
     done = gansparse("export", file, workplace / "big.onnx", "--batch", 10**12)
     assert done.returncode == 2
     assert "out of memory: smaller pictures or batches may fit" in done.stderr
+
+
+def test_two_runs_into_one_folder_are_refused(gansparse, workplace, tmp_path):
+    with alone_in(tmp_path):
+        done = gansparse(*small(workplace, tmp_path))
+    assert done.returncode == 2
+    assert "another run is at work in it; wait for it, or choose another --out" in done.stderr
+    assert not list(tmp_path.glob("generator*"))
+    assert gansparse(*small(workplace, tmp_path)).returncode == 0
+
+
+def test_places_are_looked_at_before_the_work(gansparse, workplace, tmp_path):
+    (tmp_path / "file").write_text("")
+    inside, folder = tmp_path / "file" / "x.safetensors", tmp_path / "folder.npz"
+    folder.mkdir()
+    digits = ("--data", workplace / "mnist.npz")
+    weights = workplace / "generator.safetensors"
+    for words in (
+        ("train", "lenet", *digits, "--out", inside),
+        ("fid", workplace, "--generator", weights, "--out", inside),
+        ("fid", workplace, tmp_path / "file" / "a.npz", "--save-stats"),
+        ("bench", "--generator", weights, "--out", inside),
+        ("bench", "--generator", weights, "--out", folder),
+        ("export", weights, inside),
+        ("deploy", weights, "--out", inside),
+    ):
+        done = gansparse(*words)
+        assert done.returncode == 2, words
+        assert "no folder that may be written to" in done.stderr or "is a folder" in done.stderr

@@ -191,10 +191,12 @@ def test_one_comparison_a_folder(task, tmp_path):
     (tmp_path / ".lock").touch()
     with (tmp_path / ".lock").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        with pytest.raises(InputError, match="another comparison is at work in it"):
+        with pytest.raises(InputError, match="another run is at work in it"):
             comparison(task, tmp_path).run([entry("g")])
     (tmp_path / "file").touch()
-    with pytest.raises(OutputError, match=r"could not write .*file/run: Not a directory; choose"):
+    with pytest.raises(
+        OutputError, match=r"could not write .*file/run: Not a directory; free space, or choose"
+    ):
         comparison(task, tmp_path / "file" / "run").run([entry("g")])
 
 
