@@ -132,10 +132,10 @@ constexpr int most_threads(int64_t vector, bool two_of_four) {
 
 inline int tile_threads(const TilePlan& plan) { return 32 * 2 * plan.row_warps; }
 
-// Of the arrangements that fit, the one with the fewest blocks, and of these the smallest halo; as
-// many buffers as let the blocks beside each other share `shared_limit`, and at least two. Where
-// none fits, shared_bytes is above the limit.
-inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
+// How 128 pixels lie: of the arrangements that fit, with rows of at least 2^least_x, the one with
+// the fewest blocks, and of these the smallest halo. fits(plan) tells; where none fits, any.
+template <class Fits>
+TilePlan arrange_tiles(const TileProblem& p, int least_x, const Fits& fits) {
   const Geometry& g = p.g;
   const auto parts = [](int64_t n, int64_t size) { return (n + size - 1) / size; };
   const int64_t grid_h = parts(p.out_height, g.upscale);
@@ -143,12 +143,9 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
   TilePlan best{};
   int64_t best_blocks = 0;
   bool best_fits = false;
-  const auto tables_of = [&g](const TilePlan& t) {
-    return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
-  };
   const bool apart = p.parts > 0;  // pictures; and then the device has no say in the arrangement
-  for (int log_n = 0; log_n <= (apart ? 0 : kLogTilePixels); ++log_n) {
-    for (int log_y = 0; log_y <= kLogTilePixels - log_n; ++log_y) {
+  for (int log_n = 0; log_n <= (apart ? 0 : kLogTilePixels - least_x); ++log_n) {
+    for (int log_y = 0; log_y <= kLogTilePixels - least_x - log_n; ++log_y) {
       TilePlan t{};
       t.log_n = log_n, t.log_y = log_y, t.log_x = kLogTilePixels - log_n - log_y;
       t.tiles_n = static_cast<int>(parts(p.batch, int64_t{1} << log_n));
@@ -160,23 +157,35 @@ inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
       t.positions = (1 << log_n) * t.halo_rows * t.pitch;
       const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x;
       // Many small pictures have much halo, which may be too much.
-      const bool fits =
-          apart || 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
+      const bool fitting = apart || fits(t);
       const bool better =
           blocks < best_blocks || (blocks == best_blocks && t.positions < best.positions);
-      if (best_blocks == 0 || (fits && (better || !best_fits))) {
-        best_fits = fits;
+      if (best_blocks == 0 || (fitting && (better || !best_fits))) {
+        best_fits = fitting;
         best = t;
         best_blocks = blocks;
       }
     }
   }
   best.chunks = static_cast<int>(parts(g.in_channels, kStepChannels));
-  const int64_t phases = g.upscale * g.upscale;
-  best.row_tiles = static_cast<int>(parts(g.out_channels, g.vector) * phases);
+  best.row_tiles =
+      static_cast<int>(parts(g.out_channels, g.vector) * int64_t{g.upscale * g.upscale});
+  return best;
+}
+
+// As many buffers as let the blocks beside each other share `shared_limit`, and at least two. Where
+// no arrangement fits, shared_bytes is above the limit.
+inline TilePlan plan_tiles(const TileProblem& p, int64_t shared_limit) {
+  const Geometry& g = p.g;
+  const auto tables_of = [&g](const TilePlan& t) {
+    return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
+  };
+  TilePlan best = arrange_tiles(p, 0, [&](const TilePlan& t) {
+    return 2 * int64_t{t.positions} * kPositionBytes + tables_of(t) <= shared_limit;
+  });
   // Few rows a tile: more tiles share the input, or fetching it takes longer than its use.
   best.row_warps = g.vector < 64 && best.row_tiles > 2 ? kMostRowWarps : 2;
-  best.row_blocks = static_cast<int>(parts(best.row_tiles, best.row_warps));
+  best.row_blocks = (best.row_tiles + best.row_warps - 1) / best.row_warps;
   const int64_t buffer = int64_t{best.positions} * kPositionBytes;
   const int64_t tables = tables_of(best);
   const int64_t beside = std::max(1, most_threads(g.vector, p.two_of_four) / tile_threads(best));
