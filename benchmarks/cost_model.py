@@ -23,7 +23,12 @@ TILE_PIXELS, CHANNELS, POSITION_BYTES = 128, 32, 80
 #: Pattern, rows, kept share of blocks.
 PATTERNS = (("2:4", 128, 1.0), ("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32, 0.5),
             ("block", 32, 0.25), ("block", 32, 0.1), ("block", 16, 0.25),
-            ("block", 16, 0.1))  # fmt: skip
+            ("block", 16, 0.1), ("vector", 16, 0.5), ("vector", 16, 0.25),
+            ("vector", 16, 0.1))  # fmt: skip
+#: Of columns: those of a step, most tiles of rows a block, and how often its rows of 16 bytes meet
+#: in a bank, by kept share: counted in what the packing makes of 256 x 256 3 x 3 kept by chance.
+COLUMN_STEP, COLUMN_WARPS = 16, 16
+BANKS = {0.5: 1.21, 0.25: 1.33, 0.1: 1.47}
 #: Of 2:4 on warpgroups: rows and pixels (rows, columns) of a block; rows of a product.
 GROUP_ROWS, GROUP_TILE, PRODUCT_ROWS = 128, (32, 8), 64
 #: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
@@ -146,6 +151,8 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     sparse = sample.pattern == "2:4"
     if sample.rows == GROUP_ROWS:
         return group_times(sample, gpu)
+    if sample.pattern == "vector":
+        return column_times(sample, kept, gpu)
     row_tiles = -(-sample.out // sample.rows) * up
     row_warps = 4 if sample.rows < 64 and row_tiles > 2 else 2
     blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // row_warps)
@@ -166,6 +173,38 @@ def times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
         "cache": steps * (weights + staged) / gpu.cache,
         "memory": (n * c * h * w * 2 + out) / gpu.memory,
         "dense": max(dense / gpu.cudnn, (n * c * h * w * 2 + out) / gpu.memory),
+    }
+
+
+def column_times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
+    """The same for columns: blocks beside each other have 16 tiles of rows, rounds count whole."""
+    n, c, h, w = sample.shape
+    kernel = sample.kernel if isinstance(sample.kernel, int) else sample.kernel[0]
+    up = sample.stride**2 if sample.transposed else 1
+    taps, window = kernel**2 // up, kernel // 2 + 1 if sample.transposed else kernel
+    pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
+    row_tiles = -(-sample.out // sample.rows) * up
+    warps = -(-row_tiles // -(-row_tiles // COLUMN_WARPS))
+    blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // warps)
+    beside = gpu.processors * max(1, COLUMN_WARPS // warps)
+    chunks = -(-c // CHANNELS)
+    rounds = math.ceil(blocks / beside) * beside / gpu.processors * chunks / gpu.clock
+    # ---- Of 32 channels of a block: steps, a half more for what fills up the last; bytes ----
+    steps = warps * (CHANNELS * taps * kept / COLUMN_STEP + 0.5)
+    gathered = steps * COLUMN_STEP * TILE_PIXELS * 2 * BANKS[kept]
+    stride = 1 if sample.transposed else sample.stride
+    turned = window * (7 * stride + window) * 2 * 512  # 8 x 16 pixels
+    staged = halo(sample) * 2 * CHANNELS
+    weights = steps * COLUMN_STEP * (sample.rows + 1) * 2
+    out = sample.out * up * pixels * 2
+    moved = (n * c * h * w * 2 + out) / gpu.memory
+    products = steps * COLUMN_STEP * sample.rows * TILE_PIXELS
+    return {
+        "tensor": rounds * products / (gpu.dense * gpu.mma),
+        "shared": rounds * (gathered + 2 * turned + staged + weights) / gpu.shared,
+        "cache": blocks * chunks * (weights + staged) / gpu.cache,
+        "memory": moved,
+        "dense": max(2 * sample.out * up * c * taps * pixels / gpu.cudnn, moved),
     }
 
 

@@ -30,9 +30,10 @@ from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_sampl
 
 SPARSITIES = (0.0, 0.25, 0.5, 0.75, 0.9)
 PATTERNS = {"element": 1, "vector-4": 4, "vector-16": 16}
-# Pattern, output channels of a block, sparsities of blocks: 2:4 halves what stays in them.
+# Pattern, output channels of a block or column, sparsities: 2:4 halves what stays in blocks.
 TILES = (("2:4", 32, (0.0, 0.5)), ("2:4", 64, (0.0, 0.5)), ("2:4", 128, (0.0, 0.5)),
-         ("block", 16, SPARSITIES), ("block", 32, SPARSITIES))  # fmt: skip
+         ("block", 16, SPARSITIES), ("block", 32, SPARSITIES),
+         ("vector", 16, (0.5, 0.75, 0.9)))  # fmt: skip
 # Of lists in float32 on CUDA.
 LISTS = (("element", 1, (0.0, 0.75, 0.9, 0.95)), ("vector-16", 16, (0.0, 0.5, 0.75, 0.9)))
 

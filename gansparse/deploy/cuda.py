@@ -45,12 +45,12 @@ from gansparse.ops.sparse_conv2d_tiles import TilePattern
 DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 #: Patterns and rows of tiles.
 _TILES: tuple[tuple[TilePattern, int], ...] = (
-    ("2:4", 32), ("2:4", 64), ("2:4", 128), ("block", 16), ("block", 32),
+    ("2:4", 32), ("2:4", 64), ("2:4", 128), ("block", 16), ("block", 32), ("vector", 16),
 )  # fmt: skip
 #: Tiles of so many rows are for devices of this compute capability and no other.
 _WARPGROUP_ROWS, _WARPGROUP_CAPABILITY = 128, (9, 0)
-#: Block tiles that keep more than this are dense ones, at which cuDNN is better.
-_WORTH_BLOCKS = 0.9
+#: Tiles that keep more than this can't win: blocks are dense ones then, and columns are gathered.
+_WORTH_KEPT = {"block": 0.9, "vector": 0.6}
 _BLOCK_CHANNELS = 8
 _MOST_TILE_TAPS = 9
 #: What rounds a layer's output: convolution, bias, residual, activation.
@@ -242,8 +242,12 @@ def kernels(layer: ConvLayer, size: tuple[int, ...]) -> dict[str, Kernel]:
     for pattern, rows in _TILES:
         if rows == _WARPGROUP_ROWS and not _has_warpgroups(layer.weight.device):
             continue
-        may_win = kept_blocks(layer, rows) <= _WORTH_BLOCKS
-        if two_of_four(layer) if pattern == "2:4" else may_win:
+        if pattern == "2:4":
+            may_win = two_of_four(layer)
+        else:
+            together = 1 if pattern == "vector" else _BLOCK_CHANNELS
+            may_win = kept_blocks(layer, rows, together) <= _WORTH_KEPT[pattern]
+        if may_win:
             make = partial(Tiles, layer, pattern, rows)
             found[f"{pattern} x{rows}"] = Kernel("channels_last", make)
     return found
@@ -270,12 +274,12 @@ def two_of_four(layer: ConvLayer) -> bool:
     return bool((kept.sum(2) <= 2).all())
 
 
-def kept_blocks(layer: ConvLayer, rows: int) -> float:
-    """The share of blocks of so many filters x 8 input channels at a tap that hold a weight."""
+def kept_blocks(layer: ConvLayer, rows: int, together: int = _BLOCK_CHANNELS) -> float:
+    """The share of blocks of so many filters x input channels at a tap that hold a weight."""
     kept = (layer.filters != 0).float()[None]  # [1, O, C, R, S]
     out, channels = kept.shape[1:3]
-    kept = F.pad(kept, (0, 0, 0, 0, 0, -channels % _BLOCK_CHANNELS, 0, -out % rows))
-    tile = (rows, _BLOCK_CHANNELS, 1)
+    kept = F.pad(kept, (0, 0, 0, 0, 0, -channels % together, 0, -out % rows))
+    tile = (rows, together, 1)
     return float(F.max_pool3d(kept.flatten(3), tile, tile).mean())
 
 

@@ -31,6 +31,7 @@ from gansparse.ops.sparse_conv2d_packing import (
     unpack_sparse_conv2d,
 )
 from gansparse.ops.sparse_conv2d_tiles import (
+    COLUMN_STEP,
     PackedTiles,
     _in_lanes,
     _pack,
@@ -185,8 +186,10 @@ def transposed_tiles(weight: PackedTiles) -> TransposedTiles:
     g, device = weight.geometry, weight.places.device
     values, metadata, where, starts = (t.cpu() for t in weight[:4])
     steps, _, matrices = values.shape[:3]
-    # The blocks of a step rise; what does not was filled up, and is no value of anyone.
-    filled = F.pad(where[:, 1:] <= where[:, :-1], (1, 0)).repeat_interleave(4 * matrices, 1)
+    # The blocks of a step rise, its columns differ; what does not fills it up, no value of anyone.
+    columns = where.shape[1] == COLUMN_STEP
+    again = where[:, 1:] == where[:, :-1] if columns else where[:, 1:] <= where[:, :-1]
+    filled = F.pad(again, (1, 0)).repeat_interleave(16 * matrices // where.shape[1], 1)
     filled = _in_lanes(filled[:, None].expand(-1, g.vector, -1))
     numbers = torch.arange(1, values.numel() + 1, dtype=torch.int32).view(values.shape)
     numbered = PackedTiles(numbers.masked_fill(filled, 0), metadata, where, starts, g)

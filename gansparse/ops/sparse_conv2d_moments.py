@@ -13,7 +13,7 @@ from gansparse.errors import InputError
 from gansparse.ops._arrays import takes_arrays
 from gansparse.ops._library import current_stream, define, describe
 from gansparse.ops.sparse_conv2d import _channels_last, _tiles_output, sparse_conv2d_reference
-from gansparse.ops.sparse_conv2d_tiles import PackedTiles
+from gansparse.ops.sparse_conv2d_tiles import COLUMN_STEP, PackedTiles
 
 
 @takes_arrays
@@ -80,19 +80,21 @@ _SCHEMA = """sparse_conv2d_moments(
     Tensor? bias) -> (Tensor, Tensor)"""
 
 
-def _outputs(input: Tensor, geometry: list[int]) -> tuple[Tensor, Tensor]:
+def _outputs(input: Tensor, geometry: list[int], places: Tensor) -> tuple[Tensor, Tensor]:
     """Memory for both results."""
     output = _tiles_output(input, geometry)
     if input.dim() != 4:
         return output, input.new_empty(0)  # the core tells what is wrong
-    parts = _C.sparse_conv2d_tiles_parts(geometry, int(input.shape[2]), int(input.shape[3]))
+    columns = places.shape[-1] == COLUMN_STEP
+    size = int(input.shape[2]), int(input.shape[3])
+    parts = _C.sparse_conv2d_tiles_parts(geometry, *size, columns)
     shape = (input.shape[0], parts, 3, output.shape[1])
     return output, input.new_empty(shape, dtype=torch.float32)
 
 
 def _run(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     values, metadata, places, starts, geometry, bias = arguments
-    output, moments = _outputs(input, geometry)
+    output, moments = _outputs(input, geometry, places)
     _C.sparse_conv2d_tiles(
         _channels_last(input), values, metadata, places, starts, geometry, bias, None, "none", 0.0,
         output, current_stream(input), moments,
@@ -102,7 +104,7 @@ def _run(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
 
 def _fake(input: Tensor, *arguments: Any) -> tuple[Tensor, Tensor]:
     values, metadata, places, starts, geometry, bias = arguments
-    output, moments = _outputs(input, geometry)
+    output, moments = _outputs(input, geometry, places)
     _C.sparse_conv2d_tiles(
         describe(_channels_last(input)), describe(values), describe(metadata), describe(places),
         describe(starts), geometry, describe(bias), None, "none", 0.0, describe(output),

@@ -23,13 +23,15 @@ from gansparse.ops.sparse_conv2d_packing import (
     shuffled_rows,
 )
 
-TilePattern = Literal["2:4", "block"]
+TilePattern = Literal["2:4", "block", "vector"]
 
 _CHANNELS = 32  # of a list
 _PART = 8  # input channels of a block
 _PARTS = _CHANNELS // _PART
 _MOST_TAPS = 9
-_ROWS = {"2:4": (32, 64, 128), "block": (16, 32)}
+_ROWS = {"2:4": (32, 64, 128), "block": (16, 32), "vector": (16,)}
+#: Places of a step of `vector`: columns. The others have `_PARTS`, of 8 channels each.
+COLUMN_STEP = 16
 #: A step of tiles with so many rows is the 32 channels of a list at one tap.
 _WHOLE_STEPS = 128
 
@@ -38,9 +40,9 @@ class PackedTiles(NamedTuple):
     """A packed convolution or transposed convolution for CUDA.
 
     Args:
-        values: [K, V / 16, F, 32, 8] float16 or bfloat16, K steps; F is 1 for 2:4, 2 for block.
-        metadata: [K, V / 32, 32] int32, which two of four stayed; for block [0].
-        places: [K, 4] int16, the blocks of each step.
+        values: [K, V / 16, F, 32, 8] float16 or bfloat16, K steps; F is 2 for block, else 1.
+        metadata: [K, V / 32, 32] int32, which two of four stayed; but for 2:4 [0].
+        places: [K, 4] int16, the blocks of each step; for vector [K, 16], its columns.
         starts: [L + 1] int32, the first step of each list.
         geometry: shape of the layer; ``vector`` is V, ``block`` is 32.
     """
@@ -65,16 +67,17 @@ def pack_tiles_conv2d(
 ) -> PackedTiles:
     """Pack the weight of a convolution for `sparse_conv2d` on CUDA.
 
-    Both patterns leave out what is zero in blocks of `rows` output channels x 8 input channels at a
-    tap; ``2:4`` also leaves out half of what is in a block.
+    ``block`` and ``2:4`` leave out what is zero in blocks of `rows` output channels x 8 input
+    channels at a tap, ``2:4`` also half of what is in a block; ``vector`` leaves out what is zero
+    in `rows` output channels of one input channel at a tap.
 
     Args:
         weight: [O, C, R, S] float32, C a multiple of 8, kernels of up to 9 x 9. For ``2:4`` at most
             two of each four neighbouring input channels are kept for an output channel at a tap.
-        pattern: ``2:4`` or ``block``.
-        rows: output channels of a block: 32 or 64 for ``2:4``, 16 or 32 for ``block``. 128, for
-            ``2:4``, is a kernel of its own, for compute capability 9.0 only; its blocks are 128
-            output channels x 32 input channels.
+        pattern: ``2:4``, ``block`` or ``vector``.
+        rows: output channels of a block: 32 or 64 for ``2:4``, 16 or 32 for ``block``, 16 for
+            ``vector``. 128, for ``2:4``, is a kernel of its own, for compute capability 9.0 only;
+            its blocks are 128 output channels x 32 input channels.
         dtype: float16 or bfloat16, of the packed weights and of the layer's input.
         stride: 1 or 2.
         padding: pixels on each side, or (height, width).
@@ -166,19 +169,24 @@ def tile_places(weight: PackedTiles) -> Tensor:
     taps, chunks = g.taps_h * g.taps_w, _padded_channels(g) // _CHANNELS
     lists = torch.arange(len(weight.starts) - 1, device=device)
     of_step = torch.repeat_interleave(lists, weight.starts.long().diff(), output_size=steps)
-    # ---- Products [K, 32]: channel and tap ----
+    # ---- Products [K, 32], of vector [K, 16]: channel and tap ----
     places = weight.places.long()
-    channels = of_step[:, None] % chunks * _CHANNELS + places % _PARTS * _PART
-    channels = (channels[:, :, None] + torch.arange(_PART, device=device)).flatten(1)
-    columns = channels * taps + (places // _PARTS).repeat_interleave(_PART, 1)
+    first = of_step[:, None] % chunks * _CHANNELS
+    if places.shape[1] == COLUMN_STEP:
+        columns = (first + places % _CHANNELS) * taps + places // _CHANNELS
+    else:
+        channels = first + places % _PARTS * _PART
+        channels = (channels[:, :, None] + torch.arange(_PART, device=device)).flatten(1)
+        columns = channels * taps + (places // _PARTS).repeat_interleave(_PART, 1)
     # ---- Columns of the matrices [K, V, 16 F]: which product ----
-    if matrices == 1:
+    if places.shape[1] == COLUMN_STEP:
+        which = torch.arange(COLUMN_STEP, device=device).expand(steps, 16 * tiles, -1)
+    elif matrices == 1:
         which = _told(weight.metadata)
     else:
         which = torch.arange(_CHANNELS, device=device).expand(steps, 16 * tiles, -1)
     columns = columns[:, None].expand(-1, 16 * tiles, -1).gather(2, which)
-    first = of_step // chunks * g.vector
-    rows = first[:, None] + torch.arange(g.vector, device=device)
+    rows = (of_step // chunks * g.vector)[:, None] + torch.arange(g.vector, device=device)
     return _in_lanes(rows[:, :, None] * (_padded_channels(g) * taps) + columns)
 
 
@@ -193,6 +201,8 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
     if max(g.taps_h, g.taps_w) > _MOST_TAPS:
         raise InputError(f"weight must have at most 9 x 9 taps, got {g.taps_h} x {g.taps_w}")
     missing = _padded_channels(g) - g.in_channels
+    if pattern == "vector":
+        return _pack_columns(layer, g, dtype)
 
     def blocks(matrix: Tensor) -> Tensor:
         """[M / V, V, chunks, parts, 8, R·S]."""
@@ -207,13 +217,9 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
         used = used.any(3, keepdim=True).expand_as(used)
     tile, chunk, tap, part = used.nonzero(as_tuple=True)
     counts = used.flatten(0, 1).flatten(1).sum(1)
-    starts = torch.cat([counts.new_zeros(1), (-(-counts // _PARTS)).cumsum(0)])
     of_list = tile * used.shape[1] + chunk
-    number = torch.arange(len(tile), device=tile.device) - (counts.cumsum(0) - counts)[of_list]
-    step, slot = starts[of_list] + number // _PARTS, number % _PARTS
-    steps = int(starts[-1])
-    places = tap.new_zeros(steps, _PARTS)
-    places[step, slot] = tap * _PARTS + part
+    starts, places, step, slot = _steps(tap * _PARTS + part, of_list, counts, _PARTS)
+    steps = len(places)
     # ---- Their weights: [K, V, 32] ----
     products = values.new_zeros(steps, _PARTS, g.vector, _PART)
     stay = kept.new_zeros(products.shape)
@@ -228,6 +234,97 @@ def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles
     return PackedTiles(
         _in_lanes(products), metadata, places.to(torch.int16), starts.to(torch.int32), g
     )
+
+
+def _pack_columns(layer: Layer, g: ConvGeometry, dtype: torch.dtype) -> PackedTiles:
+    """Columns of 16 rows, one input channel at one tap; 16 of a list make a step."""
+    missing = _padded_channels(g) - g.in_channels
+
+    def lists(matrix: Tensor) -> Tensor:
+        """[M / V, V, chunks, 32, R·S]."""
+        matrix = torch.nn.functional.pad(packed_rows(matrix, g).flatten(3), (0, 0, 0, missing))
+        return torch.unflatten(matrix, 2, (-1, _CHANNELS))
+
+    values = lists(layer.weight.detach().to(dtype))
+    used = lists(layer.kept).any(1)  # [M / V, chunks, 32, R·S]
+    # ---- Which columns, in the order of lists ----
+    tile, chunk, channel, tap = used.nonzero(as_tuple=True)
+    counts = used.flatten(0, 1).flatten(1).sum(1)
+    # ---- Steps of each list ----
+    steps = -(-counts // COLUMN_STEP)
+    starts = torch.cat([counts.new_zeros(1), steps.cumsum(0)])
+    kept: list[int] = (tap * _CHANNELS + channel).tolist()
+    number, of_number = [], []  # of the column in each place; whether it is one, or fills up
+    begin = 0
+    for count in counts.tolist():
+        order = _spread_over_banks(kept[begin : begin + count])
+        number += [begin + index for index, _ in order]
+        of_number += [real for _, real in order]
+        begin += count
+    which = torch.tensor(number, dtype=torch.int64, device=tap.device).view(-1, COLUMN_STEP)
+    real = torch.tensor(of_number, dtype=torch.bool, device=tap.device).view(-1, COLUMN_STEP)
+    products = values[tile, :, chunk, channel, tap][which] * real[..., None]
+    return PackedTiles(
+        _in_lanes(products.transpose(1, 2)),
+        torch.empty(0, dtype=torch.int32, device=values.device),
+        (tap * _CHANNELS + channel)[which].to(torch.int16), starts.to(torch.int32), g,
+    )  # fmt: skip
+
+
+def _spread_over_banks(places: list[int]) -> list[tuple[int, bool]]:
+    """Columns of a list in whole steps, so that eight together lie in as many banks as they can.
+
+    Banks are told by the channel modulo 8. What there is more of than there are eights goes several
+    times into as few of them as may be; an eight may have fewer columns, filled up with the last.
+
+    Returns:
+        index and whether it stands here for the first time; what comes again only fills up.
+
+    Example:
+        >>> order = _spread_over_banks([0, 8, 16, 1, 9, 2])
+        >>> [index for index, real in order if real]
+        [0, 3, 5, 1, 4, 2]
+    """
+    waiting: list[list[int]] = [[] for _ in range(8)]
+    for index in reversed(range(len(places))):
+        waiting[places[index] % 8].append(index)
+    eights = -(-len(places) // COLUMN_STEP) * 2
+    left, order = len(places), []
+    for eight in range(eights):
+        remain = eights - eight
+        needed = left - 8 * (remain - 1)
+        at_once = -(-max(map(len, waiting)) // remain)
+        taken: list[int] = []
+        while left and (at_once > 0 or len(taken) < needed):
+            for bank in sorted(waiting, key=len, reverse=True):
+                if bank and len(taken) < 8:
+                    taken.append(bank.pop())
+            left, at_once = sum(map(len, waiting)), at_once - 1
+        order += [(index, True) for index in taken]
+        last = order[-1][0]
+        order += [(last, False)] * (8 - len(taken))
+    return order
+
+
+def _steps(
+    places: Tensor,  # [B], in the order of lists
+    of_list: Tensor,  # [B]
+    counts: Tensor,  # [L]: of each list
+    most: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Lists [L + 1] as steps of so many places [K, most], and where each place went: step, slot.
+
+    What fills a list's last step up is its last place again, so that no input is read which it does
+    not have.
+    """
+    steps = -(-counts // most)
+    starts = torch.cat([counts.new_zeros(1), steps.cumsum(0)])
+    number = torch.arange(len(places), device=places.device) - (counts.cumsum(0) - counts)[of_list]
+    step, slot = starts[of_list] + number // most, number % most
+    last = places[(counts.cumsum(0) - 1)[counts > 0]].repeat_interleave(steps[counts > 0])
+    filled = last[:, None].repeat(1, most)
+    filled[step, slot] = places
+    return starts, filled, step, slot
 
 
 def _two_of_four(stay: Tensor) -> Tensor:
@@ -273,10 +370,10 @@ def _in_lanes(matrix: Tensor) -> Tensor:
 
 def _check(pattern: str, rows: int, dtype: torch.dtype) -> None:
     if pattern not in get_args(TilePattern):
-        raise InputError(f"pattern must be 2:4 or block, got {pattern!r}")
+        raise InputError(f"pattern must be 2:4, block or vector, got {pattern!r}")
     if rows not in _ROWS[pattern]:
         *first, last = map(str, _ROWS[pattern])
-        known = f"{', '.join(first)} or {last}"
+        known = f"{', '.join(first)} or {last}" if first else last
         raise InputError(f"rows must be {known} for pattern {pattern}, got {rows!r}")
     if dtype not in (torch.float16, torch.bfloat16):
         raise InputError(f"dtype must be float16 or bfloat16, got {dtype}")

@@ -65,6 +65,9 @@ def clock(monkeypatch) -> Clock:
         ("stargan", "block x32", torch.bfloat16),
         ("srgan", "2:4 x64", torch.float16),
         ("srgan", "block x16", torch.bfloat16),
+        ("srgan", "vector x16", torch.float16),
+        ("stargan", "vector x16", torch.bfloat16),
+        ("cyclegan", "vector x16", torch.bfloat16),
         ("srgan", "sparse", torch.float32),
     ],
 )
@@ -85,7 +88,7 @@ def test_families_on_tiles_and_lists(clock, name, fast, dtype):
 def test_tiles_of_warpgroups_where_the_device_has_them(clock, monkeypatch):
     monkeypatch.setattr(cuda, "_has_warpgroups", lambda device: True)
     quads = (torch.arange(16) % 4 < 2).view(1, 16, 1, 1)
-    assert names_of(layer(), quads) == [*DENSE, *TWO_OF_FOUR, "2:4 x128"]
+    assert names_of(layer(), quads) == [*DENSE, *TWO_OF_FOUR, "2:4 x128", *COLUMNS]
     clock.kernel = "2:4 x128"
     network = pruned("cyclegan", "2:4", torch.bfloat16)
     compiled = deploy.compile(network, tuple(inputs("cyclegan", torch.bfloat16)), shrink=False)
@@ -109,6 +112,7 @@ def layer(dtype=torch.bfloat16, out=32, channels=16, **settings):
 DENSE = ["torch", "torch channels_last"]
 TWO_OF_FOUR = ["2:4 x32", "2:4 x64"]
 BLOCKS = ["block x16", "block x32"]
+COLUMNS = ["vector x16"]  # whole input channels are missing
 
 
 def names_of(found, kept=None):
@@ -122,9 +126,13 @@ def test_candidates():
     blocks = (torch.arange(16) < 8).view(1, 16, 1, 1)
     for dtype in HALF:
         assert names_of(layer(dtype)) == DENSE
-        assert names_of(layer(dtype), quads) == DENSE + TWO_OF_FOUR
-        assert names_of(layer(dtype), blocks) == DENSE + BLOCKS
-        assert names_of(layer(dtype), quads & blocks) == DENSE + TWO_OF_FOUR + BLOCKS
+        assert names_of(layer(dtype), quads) == DENSE + TWO_OF_FOUR + COLUMNS
+        assert names_of(layer(dtype), blocks) == DENSE + BLOCKS + COLUMNS
+        assert names_of(layer(dtype), quads & blocks) == DENSE + TWO_OF_FOUR + BLOCKS + COLUMNS
+        each = torch.rand(32, 4, 4, generator=torch.Generator().manual_seed(0)).argsort(2) < 2
+        assert names_of(layer(dtype), each.view(32, 16, 1, 1)) == DENSE + TWO_OF_FOUR
+        columns = torch.rand(1, 16, 3, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+        assert names_of(layer(dtype), columns) == DENSE + COLUMNS
         transposed = replace(layer(dtype), transposed=True, weight=layer(dtype).weight * quads)
         assert names_of(transposed) == DENSE  # 2:4 goes along its first dimension
         for refused in ({"stride": (2, 1)}, {"dilation": (2, 2)}, {"channels": 12}):
@@ -138,7 +146,8 @@ def test_rows_of_a_block_decide_which_tiles_may_win():
     found = replace(layer(), weight=layer().weight * kept)
     assert cuda.kept_blocks(found, 16) == 0.5
     assert cuda.kept_blocks(found, 32) == 1.0
-    assert names_of(found) == [*DENSE, "block x16"]
+    assert names_of(found) == [*DENSE, "block x16", "vector x16"]
+    assert cuda.kept_blocks(found, 16, 1) == 0.5
     assert cuda.kept_blocks(layer(out=20, channels=12), 16) == 1.0
 
 

@@ -51,6 +51,7 @@ def on_gpu(name, dtype, number=1):
         (torch.bfloat16, "2:4 x128"),
         (torch.bfloat16, "block x16"),
         (torch.float16, "block x32"),
+        (torch.bfloat16, "vector x16"),
     ],
 )
 @pytest.mark.parametrize("name", FAMILIES)

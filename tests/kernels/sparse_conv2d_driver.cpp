@@ -3,7 +3,8 @@
 // sparse_conv2d_driver ARGUMENTS RESULTS DTYPE SEED
 //
 // Arguments of tiles (float16, bfloat16): numbers (int64: geometry [14], N, H, W, OH, OW,
-// activation, slope_step, limit of shared memory, whether 2:4, whether moments are wanted), slope
+// activation, slope_step, limit of shared memory, the pattern (0 block, 1 2:4, 2 vector), whether
+// moments are wanted), slope
 // (float [1]), input, values, metadata or nothing, places, starts, bias or nothing, residual or
 // nothing, slopes or nothing. Results: output, the plan (pictures, rows, columns, positions,
 // buffers, bytes; with 128 rows: tiles, period, whether pictures stand close, positions, buffers,
@@ -13,7 +14,7 @@
 // starts, rows, bias or nothing, residual or nothing, slopes (float [1] or [O]), gradient of the
 // output or nothing. Results: output, or where there is a gradient that of the values; and the plan
 // (pictures, rows, columns, bytes).
-#include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_columns.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_warpgroups.cuh"
 
@@ -34,6 +35,16 @@ void launch(const TileArguments& a, uint64_t seed) {
       {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(tile_threads(t))),
        static_cast<size_t>(t.shared_bytes), seed},
       [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
+}
+
+template <class T>
+void launch_columns(const ColumnArguments& k, uint64_t seed) {
+  const TilePlan& t = k.a.t;
+  const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
+  emulator::launch(
+      {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(column_threads(t))),
+       static_cast<size_t>(t.shared_bytes), seed},
+      [&k] { sparse_conv2d_columns_kernel<T>(k); });
 }
 
 template <class T>
@@ -63,14 +74,15 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   p.activation = static_cast<TileActivation>(numbers[5]);
   p.slope_step = numbers[6];
   const int64_t limit = numbers[7];
-  p.two_of_four = numbers[8] != 0;
+  p.two_of_four = numbers[8] == 1;
+  p.columns = numbers[8] == 2;
   p.slope = *arguments.next<float>();
   p.input = arguments.next<T>();
   p.values = arguments.next<T>();
   p.metadata = arguments.next<uint32_t>();
   int64_t places = 0;
   p.places = arguments.next<int16_t>(&places);
-  p.steps = places / 4;
+  p.steps = places / (p.columns ? kColumnStep : 4);
   p.starts = arguments.next<int32_t>();
   p.bias = arguments.next<float>();
   p.residual = arguments.next<T>();
@@ -98,8 +110,11 @@ void convolve(const char* from, const char* to, uint64_t seed) {
     std::free(output);
     return;
   }
-  const TileArguments a{p, plan_tiles(p, limit)};
-  if (p.two_of_four) {
+  const ColumnPlan columns = plan_columns(p, limit);
+  const TileArguments a{p, p.columns ? columns.t : plan_tiles(p, limit)};
+  if (p.columns) {
+    launch_columns<T>({a, columns}, seed);
+  } else if (p.two_of_four) {
     p.g.vector == 32 ? launch<T, TileConfig<2, true>>(a, seed)
                      : launch<T, TileConfig<4, true>>(a, seed);
   } else {

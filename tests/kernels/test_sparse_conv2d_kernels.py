@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import re
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from gansparse.testing.samples.sparse_conv2d_tiles import TileSample, tile_sampl
 
 ACTIVATIONS = {"none": 0, "relu": 1, "leaky_relu": 2, "prelu": 2, "tanh": 3}
 H100_SHARED = 227 << 10
+Column = partial(TileSample, pattern="vector", rows=16)
 names = {"ids": lambda sample: sample.name}
 
 
@@ -66,7 +68,7 @@ def launched(
     slopes = a["slope"] if isinstance(a["slope"], Tensor) else None
     step = int(slopes is not None and len(slopes) > 1)
     numbers = [*g, n, h, w, high, wide, ACTIVATIONS[a["activation"]], step, limit]
-    numbers += [sample.pattern == "2:4", moments]
+    numbers += [("block", "2:4", "vector").index(sample.pattern), moments]
     slope = 0.0 if slopes is not None else a["slope"]
     flat = [values.flatten(), metadata.flatten(), places.flatten(), starts]
     records = [np.array(numbers), np.array([slope], np.float32), record(a["input"])]
@@ -125,6 +127,9 @@ CHECKED = [
     TileSample("block-16", (1, 40, 5, 5), 20, 3, 2, pattern="block", rows=16, sparsity=0.5),
     TileSample("block-32", (1, 40, 3, 3), 40, pattern="block", sparsity=0.5, activation="tanh"),
     TileSample("transposed", (1, 8, 3, 3), 16, 4, 2, transposed=True, pattern="block", rows=16),
+    Column("vector-two-buffers", (1, 72, 5, 5), 130, sparsity=0.8, residual=True),
+    Column("vector-one-buffer", (1, 72, 3, 9), 20, 4, 2, sparsity=0.5, activation="tanh"),
+    Column("vector-transposed", (1, 8, 3, 3), 16, 4, 2, transposed=True),
 ]
 
 
@@ -148,6 +153,22 @@ def test_values_with_every_number_of_buffers(
     check_close(sample, a, got)
 
 
+@pytest.mark.parametrize(
+    ("out", "limit", "buffers"), [(256, 227 << 10, 2), (256, 80 << 10, 1), (16, 227 << 10, 1)]
+)
+def test_columns_with_either_number_of_buffers(
+    out: int, limit: int, buffers: int, programs: Path, tmp_path: Path
+) -> None:
+    """One where four blocks are to lie beside each other, or where there is room for no more."""
+    sample = Column("buffers", (1, 96, 8, 16), out, sparsity=0.75)
+    a = sample.arguments()
+    got, plan = in_emulator(sample, a, "plain", programs, tmp_path, limit)
+    assert plan[:3] == [1, 8, 16] or plan[:3] == [1, 16, 8]
+    assert plan[4] == buffers
+    assert plan[5] <= limit
+    check_close(sample, a, got)
+
+
 def test_many_small_pictures_fit_into_little_shared_memory(programs: Path, tmp_path: Path) -> None:
     """The fewest blocks, of 32 pictures with much halo each, would need 512 KB."""
     sample = TileSample("small", (32, 8, 2, 2), 16, 9, padding=4, pattern="block", rows=16)
@@ -158,9 +179,12 @@ def test_many_small_pictures_fit_into_little_shared_memory(programs: Path, tmp_p
     check_close(sample, a, got)
 
 
-def test_lists_out_of_range_read_nothing_else(programs: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("sample_of", [TileSample, Column], ids=["2:4", "vector"])
+def test_lists_out_of_range_read_nothing_else(
+    sample_of: Any, programs: Path, tmp_path: Path
+) -> None:
     """A damaged file gives wrong sums, never a wrong access."""
-    sample = TileSample("damaged", (1, 40, 5, 5), 40)
+    sample = sample_of("damaged", (1, 40, 5, 5), 40)
     a = sample.arguments()
     for weight in damaged(a["weight"]):
         in_emulator(sample, a | {"weight": weight}, "address", programs, tmp_path)
@@ -178,9 +202,43 @@ def test_nan_reaches_what_meets_it(programs: Path, tmp_path: Path) -> None:
     assert torch.equal(got.isnan(), want.expand(1, 40, 20, 9))
 
 
+def test_nan_reaches_what_meets_its_column(programs: Path, tmp_path: Path) -> None:
+    """16 output channels keep a column together; others do not see what it reads."""
+    sample = Column("nan", (1, 40, 20, 9), 40, sparsity=0.7)
+    a = sample.arguments()
+    a["input"] = a["input"].clone(memory_format=torch.channels_last)
+    a["input"][0, 33, 4, 5] = torch.nan
+    got, _ = in_emulator(sample, a, "plain", programs, tmp_path)
+    kept = sample.dense()[:, 33] != 0  # [O, 3, 3]
+    want = torch.zeros(40, 20, 9, dtype=torch.bool)
+    want[:, 3:6, 4:7] = kept.flip(1, 2)
+    assert 0 < int(kept.sum()) < kept.numel()
+    assert torch.equal(got.isnan(), want[None])
+
+
+@pytest.mark.parametrize("pattern", ["block", "2:4", "vector"])
+def test_nan_of_a_channel_that_nobody_keeps_reaches_nothing(
+    pattern: Any, programs: Path, tmp_path: Path
+) -> None:
+    """What fills a step up reads nothing that its list would not read."""
+    rows = 32 if pattern == "2:4" else 16
+    sample = TileSample("nan", (1, 16, 9, 9), rows, pattern=pattern, rows=rows, biased=False)
+    a = sample.arguments()
+    weight = sample.dense()
+    weight[:, :8] = 0
+    weight[:, 8:, 0, :2] = 0  # seven blocks, or 56 columns: a step is filled up
+    a["weight"] = sample.pack_tiles(weight)
+    a["input"] = a["input"].clone(memory_format=torch.channels_last)
+    a["input"][:, :8] = torch.nan
+    got, _ = in_emulator(sample, a, "plain", programs, tmp_path)
+    assert not got.isnan().any()
+
+
 def test_every_configuration_is_checked() -> None:
     """Those that sparse_conv2d_cuda.cu launches."""
     source = (building.CSRC / "ops/sparse_conv2d/sparse_conv2d_cuda.cu").read_text()
     launched = set(re.findall(r"TileConfig<(\d), (true|false)>", source))
-    checked = {(str(s.rows // 16), "true" if s.pattern == "2:4" else "false") for s in CHECKED}
+    tiles = [s for s in CHECKED if s.pattern != "vector"]
+    checked = {(str(s.rows // 16), "true" if s.pattern == "2:4" else "false") for s in tiles}
     assert launched == checked
+    assert source.count("sparse_conv2d_columns_kernel<T>") == 1

@@ -21,6 +21,7 @@ from gansparse.testing.samples.sparse_conv2d_tiles import TileSample
 names = {"ids": lambda sample: sample.name}
 Layer = TileSample
 Block = partial(TileSample, pattern="block", rows=16, sparsity=0.5)
+Column = partial(TileSample, pattern="vector", rows=16, sparsity=0.5)
 Group = partial(TileSample, rows=128)
 half = torch.float16
 
@@ -38,6 +39,9 @@ SAMPLES = [
     Layer("transposed", (2, 16, 5, 9), 32, 4, 2, 1, transposed=True),
     Block("transposed-odd", (2, 8, 5, 9), 24, 3, 2, 1, transposed=True),
     Layer("nothing-kept", (1, 8, 5, 5), 32, sparsity=1.0),
+    Column("vector", (2, 8, 12, 12), 20),
+    Column("vector-small-pictures", (5, 8, 3, 3), 272, dtype=half),
+    Column("vector-transposed-odd", (2, 8, 5, 9), 24, 3, 2, 1, transposed=True),
     Group("rows-128", (2, 16, 9, 7), 136),
     Group("rows-128-many-tiles", (1, 8, 40, 17), 24, dtype=half),
     Group("rows-128-stride-2", (2, 8, 11, 13), 16, 4, 2, 1),
@@ -61,7 +65,13 @@ def test_moments_of_what_is_stored(sample: TileSample, programs: Path, tmp_path:
     # Pictures of a tile; with 128 rows, whether they stand close.
     which = 2 if sample.rows == 128 else 0
     assert plan[which] == 1 - which // 2
-    if sample.name in ("small-pictures", "one-pixel", "rows-128", "rows-128-stride-2"):
+    if sample.name in (
+        "small-pictures",
+        "vector-small-pictures",
+        "one-pixel",
+        "rows-128",
+        "rows-128-stride-2",
+    ):
         assert other_plan[which] > plan[which]
 
 
@@ -108,6 +118,7 @@ def test_constant_channels_have_no_variance(
         Layer("2:4-four-tiles", (1, 40, 3, 3), 70, 1, padding=0),
         Layer("rows-64", (2, 8, 9, 15), 70, rows=64),
         Block("transposed-odd", (1, 8, 5, 9), 24, 3, 2, 1, transposed=True),
+        Column("vector", (2, 8, 9, 15), 24),
         Group("rows-128", (2, 8, 5, 9), 20, 3, 2, 1, transposed=True),
     ],
     **names,

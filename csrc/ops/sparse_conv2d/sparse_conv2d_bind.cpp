@@ -278,7 +278,7 @@ TileActivation check_tile_activation(const std::string& name) {
   }
 }
 
-Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_four) {
+Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_four, bool columns) {
   const Geometry g = check_geometry(numbers);
   const auto that = [](bool holds, const char* name, const char* rule, int64_t got) {
     check.that(holds, std::string("weight.geometry.") + name, rule, std::to_string(got));
@@ -288,8 +288,11 @@ Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_fo
        "be at most 9 x 9 on CUDA", std::max(g.taps_h, g.taps_w));
   that(g.block == sparse_conv2d::kStepChannels, "block", "be 32 on CUDA", g.block);
   const bool known = two_of_four ? g.vector == 64 || g.vector == 128 : g.vector == 16;
-  that(g.vector == 32 || known, "vector",
-       two_of_four ? "be 32, 64 or 128 for 2:4" : "be 16 or 32 for block", g.vector);
+  that((g.vector == 32 && !columns) || known, "vector",
+       two_of_four ? "be 32, 64 or 128 for 2:4"
+       : columns   ? "be 16 for vector"
+                   : "be 16 or 32 for block",
+       g.vector);
   return g;
 }
 
@@ -299,8 +302,9 @@ DType take_tiles(const TensorView& x, const TensorView& values, const TensorView
                  TileProblem* problem) {
   const char* op = check.op();
   TileProblem& p = *problem;
-  p.two_of_four = values.ndim == 5 && values.shape[2] == 1;
-  p.g = check_tile_geometry(geometry, p.two_of_four);
+  p.columns = places.ndim == 2 && places.shape[1] == sparse_conv2d::kColumnStep;
+  p.two_of_four = !p.columns && values.ndim == 5 && values.shape[2] == 1;
+  p.g = check_tile_geometry(geometry, p.two_of_four, p.columns);
   const Geometry& g = p.g;
   const DType dtype = values.dtype;
   check.that(dtype == DType::kFloat16 || dtype == DType::kBFloat16, "weight.values",
@@ -316,8 +320,9 @@ DType take_tiles(const TensorView& x, const TensorView& values, const TensorView
   check.that(p.batch * p.height * p.width <= INT32_MAX, "input", "have at most 2^31 pixels",
              x.text());
   p.steps = places.ndim == 2 ? places.shape[0] : -1;
-  check_array(places, DType::kInt16, {p.steps, 4}, "weight.places", x.device);
-  check_array(values, dtype, {p.steps, g.vector / 16, p.two_of_four ? 1 : 2, 32, 8},
+  check_array(places, DType::kInt16, {p.steps, p.columns ? sparse_conv2d::kColumnStep : 4},
+              "weight.places", x.device);
+  check_array(values, dtype, {p.steps, g.vector / 16, p.two_of_four || p.columns ? 1 : 2, 32, 8},
               "weight.values", x.device);
   check_aligned(values, "weight.values");
   const int64_t tiles = (g.out_channels + g.vector - 1) / g.vector * g.upscale * g.upscale;
@@ -403,8 +408,10 @@ void convolve_tiles(const py::object& input, const py::object& values, const py:
 }
 
 // P of the moments of pictures [N, C, height, width].
-int64_t tile_parts(const std::vector<int64_t>& geometry, int64_t height, int64_t width) {
+int64_t tile_parts(const std::vector<int64_t>& geometry, int64_t height, int64_t width,
+                   bool columns) {
   TileProblem p{};
+  p.columns = columns;
   p.g = check_geometry(geometry);
   p.batch = 1, p.height = height, p.width = width;
   p.out_height = (height * p.g.upscale + p.g.growth_h) / p.g.stride;
@@ -426,7 +433,7 @@ void convolve_tiles_gradient(const py::object& input, const py::object& values,
   const DType dtype = take_tiles(x, value_view, view_of(places, op, "weight.places"),
                                  view_of(starts, op, "weight.starts"), geometry, &p);
   const Geometry& g = p.g;
-  check.that(!p.two_of_four, "weight.values", "be of block tiles", value_view.text());
+  check.that(!p.two_of_four && !p.columns, "weight.values", "be of block tiles", value_view.text());
   check.that(g.out_channels % 8 == 0, "weight.geometry.out_channels",
              "be filled up to a multiple of 8", std::to_string(g.out_channels));
   check_shape(grad_view, dtype, {p.batch, g.out_channels, p.out_height, p.out_width}, "grad",
@@ -463,7 +470,7 @@ std::vector<std::string> bind_sparse_conv2d(py::module_& module) {
              py::arg("bias"), py::arg("residual"), py::arg("activation"), py::arg("slope"),
              py::arg("output"), py::arg("stream") = uintptr_t{0}, py::arg("moments") = py::none());
   module.def("sparse_conv2d_tiles_parts", &tile_parts, py::arg("geometry"), py::arg("height"),
-             py::arg("width"));
+             py::arg("width"), py::arg("columns") = false);
   module.def("sparse_conv2d_tiles_gradient", &convolve_tiles_gradient, py::arg("input"),
              py::arg("values"), py::arg("places"), py::arg("starts"), py::arg("geometry"),
              py::arg("grad"), py::arg("output"), py::arg("stream") = uintptr_t{0});

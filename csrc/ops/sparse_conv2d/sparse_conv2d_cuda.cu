@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: Apache-2.0
 // The launches of sparse_conv2d.
 #include "common/launch.cuh"
+#include "ops/sparse_conv2d/sparse_conv2d_columns.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_kernels.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_lists.cuh"
 #include "ops/sparse_conv2d/sparse_conv2d_tiles_gradient.cuh"
@@ -48,7 +49,21 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
 }
 
 template <class T>
+void launch_columns(const TileProblem& problem, int device, cudaStream_t stream) {
+  const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  const ColumnPlan plan = plan_columns(problem, limit);
+  const TilePlan& t = plan.t;
+  const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
+  const auto kernel = &sparse_conv2d_columns_kernel<T>;
+  const unsigned grid = admit(kernel, blocks, t.shared_bytes, limit);
+  kernel<<<grid, column_threads(t), static_cast<size_t>(t.shared_bytes), stream>>>(
+      {{problem, t}, plan});
+  check_launch(kOp);
+}
+
+template <class T>
 void launch_typed(const TileProblem& p, int device, cudaStream_t stream) {
+  if (p.columns) return launch_columns<T>(p, device, stream);
   if (p.two_of_four) {
     return p.g.vector == 32 ? launch<T, TileConfig<2, true>>(p, device, stream)
                             : launch<T, TileConfig<4, true>>(p, device, stream);

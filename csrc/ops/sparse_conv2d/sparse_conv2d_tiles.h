@@ -6,7 +6,7 @@
 //        x  steps of 32 products (four blocks of 8 input channels at a tap; those that are kept)
 //        x  pixels (128 a block: 2^ln pictures x 2^ly rows x 2^lx columns of the output grid)
 //
-// Two patterns, which combine:
+// Two patterns, which combine (for `vector`, see sparse_conv2d_columns.h):
 //   2:4     of each four neighbouring input channels at a tap an output channel keeps at most two:
 //           sparse tensor cores do a step in half the time; V is 32 or 64
 //   block   V output channels x 8 input channels at a tap are kept or not, and what is not is not
@@ -81,6 +81,7 @@ struct TileProblem {
   const void* input;              // [N, H, W, C]
   const void* values;             // [K, V / 16, F, 32, 8]
   bool two_of_four;               // or block
+  bool columns;                   // neither: vector, of sparse_conv2d_columns.h
   const uint32_t* metadata;       // [K, V / 32, 32]; not read for block
   const int16_t* places;          // [K, 4]
   const int32_t* starts;          // [L + 1]

@@ -22,7 +22,7 @@
 #include <climits>
 #include <cstdint>
 
-#include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
+#include "ops/sparse_conv2d/sparse_conv2d_columns.h"
 
 namespace gansparse::sparse_conv2d {
 
@@ -97,7 +97,7 @@ inline int64_t moment_parts(TileProblem p) {
     const WarpgroupPlan t = plan_warpgroups(p, INT_MAX);
     return phases * (t.period / kTowerRows) * t.tiles_x;
   }
-  const TilePlan t = plan_tiles(p, INT_MAX);
+  const TilePlan t = p.columns ? plan_columns(p, INT_MAX).t : plan_tiles(p, INT_MAX);
   return phases * t.tiles_y * t.tiles_x;
 }
 

@@ -24,7 +24,7 @@ class TileSample(Sample):
     """A layer and its input; `sparsity` is of blocks, and within them 2:4 takes half.
 
     Args:
-        pattern: 2:4 or block.
+        pattern: 2:4, block or vector, whose blocks have one input channel.
         rows: output channels of a block.
         dtype: of input, weight, residual and output.
     """
@@ -40,9 +40,10 @@ class TileSample(Sample):
         channels = self.shape[1]
         r, s = self.kernel if isinstance(self.kernel, tuple) else (self.kernel, self.kernel)
         weight = torch.randn(self.out, channels, r, s, generator=generator)
-        blocks = -(-self.out // self.rows), channels // 8
+        width = 1 if self.pattern == "vector" else 8
+        blocks = -(-self.out // self.rows), channels // width
         kept = torch.rand(*blocks, r, s, generator=generator) >= self.sparsity
-        weight *= kept.repeat_interleave(self.rows, 0)[: self.out].repeat_interleave(8, 1)
+        weight *= kept.repeat_interleave(self.rows, 0)[: self.out].repeat_interleave(width, 1)
         if self.pattern == "2:4":
             quads = torch.unflatten(weight, 1, (-1, 4))
             lost = torch.rand(quads.shape, generator=generator).argsort(2) >= 2
@@ -102,6 +103,7 @@ def tile_samples(size: Size) -> list[TileSample]:
     """
     layer = TileSample
     block = partial(TileSample, pattern="block", rows=16)
+    column = partial(TileSample, pattern="vector", rows=16)
     if size == "tiny":
         few = (2, 16, 9, 7)
         return [
@@ -122,6 +124,20 @@ def tile_samples(size: Size) -> list[TileSample]:
             layer("tanh", few, 32, activation="tanh", residual=True),
             layer("transposed", few, 16, 4, 2, pattern="block", rows=16, transposed=True),
             layer("transposed-2:4", few, 32, 3, 2, output_padding=1, transposed=True),
+            column("vector", few, 16, sparsity=0.7),
+            column(
+                "vector-float16",
+                few,
+                40,
+                4,
+                2,
+                sparsity=0.5,
+                dtype=torch.float16,
+                activation="prelu",
+                slopes=40,
+                residual=True,
+            ),
+            column("vector-transposed", few, 16, 4, 2, sparsity=0.5, transposed=True),
         ]
     if size == "edge":
         # A block is 128 pixels in one of many arrangements and two tiles of rows; a list 32
@@ -146,6 +162,22 @@ def tile_samples(size: Size) -> list[TileSample]:
                     output_padding=e, transposed=True)
               for k, s, p, e in ((1, 1, 0, 0), (3, 1, 1, 0), (2, 2, 0, 0), (4, 2, 1, 1),
                                  (7, 2, 3, 1))),
+            *(column(f"vector-{r}x{s}-stride-{stride}", (1, 8, 11, 13), 16, (r, s), stride,
+                     max(r, s) // 2, sparsity=0.5)
+              for r, s in kernels for stride in (1, 2)),
+            *(column(f"vector-picture-{h}x{w}", (1, 8, h, w), 16)
+              for h, w in ((1, 1), (1, 130), (129, 1), (17, 9))),
+            *(column(f"vector-channels-{c}", (1, c, 5, 5), 20, sparsity=0.8)
+              for c in (24, 32, 40, 168)),
+            *(column(f"vector-out-{o}", (1, 8, 4, 4), o, residual=True)
+              for o in (1, 33, 256, 272, 300)),
+            *(column(f"vector-batch-{n}-of-{h}", (n, 8, h, h), 16)
+              for n, h in ((3, 4), (17, 2), (130, 1))),
+            column("vector-nothing-kept", (1, 8, 5, 5), 32, sparsity=1.0),
+            column("vector-reflect", (1, 8, 11, 18), 16, 7, 2, 3, "reflect", sparsity=0.5),
+            *(column(f"vector-transposed-{k}-stride-{s}-{p}-{e}", (1, 8, 5, 9), 16, k, s, p,
+                     output_padding=e, transposed=True, sparsity=0.5)
+              for k, s, p, e in ((3, 1, 1, 0), (4, 2, 1, 1), (7, 2, 3, 1))),
         ]  # fmt: skip
     return [
         layer("cyclegan-256@64", (16, 256, 64, 64), 256, padding_mode="reflect"),
