@@ -26,9 +26,10 @@ PATTERNS = (("2:4", 128, 1.0), ("2:4", 64, 1.0), ("2:4", 32, 1.0), ("block", 32,
             ("block", 16, 0.1), ("vector", 16, 0.5), ("vector", 16, 0.25),
             ("vector", 16, 0.1))  # fmt: skip
 #: Of columns: those of a step, most tiles of rows a block, and how often its rows of 16 bytes meet
-#: in a bank, by kept share: counted in what the packing makes of 256 x 256 3 x 3 kept by chance.
+#: in a bank, by channels of a list and kept share: counted in what the packing makes of
+#: 256 x 256 3 x 3 kept by chance.
 COLUMN_STEP, COLUMN_WARPS = 16, 16
-BANKS = {0.5: 1.21, 0.25: 1.33, 0.1: 1.47}
+BANKS = {32: {0.5: 1.21, 0.25: 1.33, 0.1: 1.47}, 64: {0.5: 1.16, 0.25: 1.27, 0.1: 1.42}}
 #: Of 2:4 on warpgroups: rows and pixels (rows, columns) of a block; rows of a product.
 GROUP_ROWS, GROUP_TILE, PRODUCT_ROWS = 128, (32, 8), 64
 #: Of lists in float32: pattern, rows of a warp that share a weight's loads, kept share.
@@ -187,14 +188,15 @@ def column_times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     warps = -(-row_tiles // -(-row_tiles // COLUMN_WARPS))
     blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // warps)
     beside = gpu.processors * max(1, COLUMN_WARPS // warps)
-    chunks = -(-c // CHANNELS)
-    rounds = math.ceil(blocks / beside) * beside / gpu.processors * chunks / gpu.clock
-    # ---- Of 32 channels of a block: steps, a half more for what fills up the last; bytes ----
-    steps = warps * (CHANNELS * taps * kept / COLUMN_STEP + 0.5)
-    gathered = steps * COLUMN_STEP * TILE_PIXELS * 2 * BANKS[kept]
     stride = 1 if sample.transposed else sample.stride
-    turned = window * (7 * stride + window) * 2 * 512  # 8 x 16 pixels
-    staged = halo(sample) * 2 * CHANNELS
+    channels = 64 if stride == 1 and window <= 3 else CHANNELS
+    chunks = -(-c // channels)
+    rounds = math.ceil(blocks / beside) * beside / gpu.processors * chunks / gpu.clock
+    # ---- Of a list's channels: steps, a half more for what fills up the last; bytes ----
+    steps = warps * (channels * taps * kept / COLUMN_STEP + 0.5)
+    gathered = steps * COLUMN_STEP * TILE_PIXELS * 2 * BANKS[channels][kept]
+    turned = window * (7 * stride + window) * 2 * 16 * channels  # 8 x 16 pixels
+    staged = halo(sample) * 2 * channels
     weights = steps * COLUMN_STEP * (sample.rows + 1) * 2
     out = sample.out * up * pixels * 2
     moved = (n * c * h * w * 2 + out) / gpu.memory

@@ -53,6 +53,8 @@ _WARPGROUP_ROWS, _WARPGROUP_CAPABILITY = 128, (9, 0)
 _WORTH_KEPT = {"block": 0.9, "vector": 0.6}
 _BLOCK_CHANNELS = 8
 _MOST_TILE_TAPS = 9
+#: Bytes of shared memory that a block may have where vector tiles take lists of 64 channels.
+_ROOM_FOR_LISTS = 160 << 10
 #: What rounds a layer's output: convolution, bias, residual, activation.
 _ROUNDINGS = 4
 
@@ -184,6 +186,8 @@ class Tiles(nn.Module):
         settings: dict[str, Any] = {"padding_mode": layer.pad_mode}
         if layer.transposed:
             pack, settings = pack_tiles_conv_transpose2d, {"output_padding": layer.output_padding}
+        if pattern == "vector" and not _has_room(layer.weight.device):
+            settings["list_channels"] = 32
         self.packed = pack(
             layer.weight.float(), pattern, rows=rows, dtype=layer.weight.dtype,
             stride=layer.stride[0], padding=layer.padding, **settings,
@@ -258,6 +262,14 @@ def _has_warpgroups(device: torch.device) -> bool:
     if device.type != "cuda":
         return False
     return torch.cuda.get_device_capability(device) == _WARPGROUP_CAPABILITY
+
+
+def _has_room(device: torch.device) -> bool:
+    """Whether its blocks may have shared memory for lists of 64 channels (sm_86 and 89 don't)."""
+    if device.type != "cuda":
+        return True
+    found = torch.cuda.get_device_properties(device)
+    return getattr(found, "shared_memory_per_block_optin", 0) >= _ROOM_FOR_LISTS
 
 
 def _lists(layer: ConvLayer, vector: int, size: tuple[int, int, int]) -> nn.Module:

@@ -25,7 +25,7 @@ from gansparse.ops.sparse_conv2d_packing import (
 
 TilePattern = Literal["2:4", "block", "vector"]
 
-_CHANNELS = 32  # of a list
+_CHANNELS, _MOST_CHANNELS = 32, 64  # of a list; of vector
 _PART = 8  # input channels of a block
 _PARTS = _CHANNELS // _PART
 _MOST_TAPS = 9
@@ -64,6 +64,7 @@ def pack_tiles_conv2d(
     padding: int | Pair = 0,
     padding_mode: PaddingMode = "zeros",
     mask: Tensor | None = None,  # [O, C, R, S] bool
+    list_channels: int | None = None,
 ) -> PackedTiles:
     """Pack the weight of a convolution for `sparse_conv2d` on CUDA.
 
@@ -83,6 +84,9 @@ def pack_tiles_conv2d(
         padding: pixels on each side, or (height, width).
         padding_mode: ``zeros``, ``reflect`` or ``replicate``.
         mask: which weights are kept; None: those that are not 0.
+        list_channels: of ``vector``, how many input channels lie in shared memory at a time: 32, or
+            64, which is faster, but takes 150 KB at 3 x 3. None: 64 at stride 1 with up to 3 taps a
+            row and more than 32 channels, else 32.
 
     Returns:
         the packed weight, where the weight was.
@@ -99,7 +103,7 @@ def pack_tiles_conv2d(
     """
     _check(pattern, rows, dtype)
     layer = conv2d_layer(weight, stride, padding, padding_mode, mask, vector_size=rows)
-    return _pack(layer, pattern, dtype)
+    return _pack(layer, pattern, dtype, list_channels)
 
 
 def pack_tiles_conv_transpose2d(
@@ -112,6 +116,7 @@ def pack_tiles_conv_transpose2d(
     padding: int | Pair = 0,
     output_padding: int | Pair = 0,
     mask: Tensor | None = None,  # [C, O, R, S] bool
+    list_channels: int | None = None,
 ) -> PackedTiles:
     """Pack the weight of a transposed convolution for `sparse_conv_transpose2d` on CUDA.
 
@@ -127,6 +132,7 @@ def pack_tiles_conv_transpose2d(
         padding: as torch has it, at most R − 1.
         output_padding: 0, or with stride 2 up to 1.
         mask: which weights are kept; None: those that are not 0.
+        list_channels: as for `pack_tiles_conv2d`.
 
     Returns:
         the packed weight, where the weight was.
@@ -142,7 +148,7 @@ def pack_tiles_conv_transpose2d(
     """
     _check(pattern, rows, dtype)
     layer = conv_transpose2d_layer(weight, stride, padding, output_padding, mask, vector_size=rows)
-    return _pack(layer, pattern, dtype)
+    return _pack(layer, pattern, dtype, list_channels)
 
 
 def unpack_tiles(weight: PackedTiles) -> Tensor:
@@ -166,14 +172,14 @@ def tile_places(weight: PackedTiles) -> Tensor:
     """Where each packed value lies in the flattened matrix [M, C to 32, R·S]: int64, as values."""
     g, device = weight.geometry, weight.values.device
     steps, tiles, matrices = weight.values.shape[:3]
-    taps, chunks = g.taps_h * g.taps_w, _padded_channels(g) // _CHANNELS
+    taps, chunks = g.taps_h * g.taps_w, _padded_channels(g) // g.block
     lists = torch.arange(len(weight.starts) - 1, device=device)
     of_step = torch.repeat_interleave(lists, weight.starts.long().diff(), output_size=steps)
     # ---- Products [K, 32], of vector [K, 16]: channel and tap ----
     places = weight.places.long()
-    first = of_step[:, None] % chunks * _CHANNELS
+    first = of_step[:, None] % chunks * g.block
     if places.shape[1] == COLUMN_STEP:
-        columns = (first + places % _CHANNELS) * taps + places // _CHANNELS
+        columns = (first + places % g.block) * taps + places // g.block
     else:
         channels = first + places % _PARTS * _PART
         channels = (channels[:, :, None] + torch.arange(_PART, device=device)).flatten(1)
@@ -191,11 +197,19 @@ def tile_places(weight: PackedTiles) -> Tensor:
 
 
 def _padded_channels(g: ConvGeometry) -> int:
-    return -(-g.in_channels // _CHANNELS) * _CHANNELS
+    return -(-g.in_channels // g.block) * g.block
 
 
-def _pack(layer: Layer, pattern: TilePattern, dtype: torch.dtype) -> PackedTiles:
-    g = layer.geometry._replace(patch=1, block=_CHANNELS)
+def _pack(
+    layer: Layer, pattern: TilePattern, dtype: torch.dtype, list_channels: int | None = None
+) -> PackedTiles:
+    g = layer.geometry
+    if list_channels is None:
+        narrow = g.stride == 1 and g.taps_w <= 3 and g.in_channels > _CHANNELS
+        list_channels = _MOST_CHANNELS if narrow and pattern == "vector" else _CHANNELS
+    if list_channels != _CHANNELS and (list_channels, pattern) != (_MOST_CHANNELS, "vector"):
+        raise InputError(f"list_channels must be 32, or 64 for vector, got {list_channels}")
+    g = g._replace(patch=1, block=list_channels)
     if g.in_channels % _PART:
         raise InputError(f"weight must have a multiple of 8 input channels, got {g.in_channels}")
     if max(g.taps_h, g.taps_w) > _MOST_TAPS:
@@ -241,19 +255,19 @@ def _pack_columns(layer: Layer, g: ConvGeometry, dtype: torch.dtype) -> PackedTi
     missing = _padded_channels(g) - g.in_channels
 
     def lists(matrix: Tensor) -> Tensor:
-        """[M / V, V, chunks, 32, R·S]."""
+        """[M / V, V, chunks, channels, R·S]."""
         matrix = torch.nn.functional.pad(packed_rows(matrix, g).flatten(3), (0, 0, 0, missing))
-        return torch.unflatten(matrix, 2, (-1, _CHANNELS))
+        return torch.unflatten(matrix, 2, (-1, g.block))
 
     values = lists(layer.weight.detach().to(dtype))
-    used = lists(layer.kept).any(1)  # [M / V, chunks, 32, R·S]
+    used = lists(layer.kept).any(1)  # [M / V, chunks, channels, R·S]
     # ---- Which columns, in the order of lists ----
     tile, chunk, channel, tap = used.nonzero(as_tuple=True)
     counts = used.flatten(0, 1).flatten(1).sum(1)
     # ---- Steps of each list ----
     steps = -(-counts // COLUMN_STEP)
     starts = torch.cat([counts.new_zeros(1), steps.cumsum(0)])
-    kept: list[int] = (tap * _CHANNELS + channel).tolist()
+    kept: list[int] = (tap * g.block + channel).tolist()
     number, of_number = [], []  # of the column in each place; whether it is one, or fills up
     begin = 0
     for count in counts.tolist():
@@ -267,7 +281,7 @@ def _pack_columns(layer: Layer, g: ConvGeometry, dtype: torch.dtype) -> PackedTi
     return PackedTiles(
         _in_lanes(products.transpose(1, 2)),
         torch.empty(0, dtype=torch.int32, device=values.device),
-        (tap * _CHANNELS + channel)[which].to(torch.int16), starts.to(torch.int32), g,
+        (tap * g.block + channel)[which].to(torch.int16), starts.to(torch.int32), g,
     )  # fmt: skip
 
 

@@ -7,6 +7,7 @@ import argparse
 import copy
 import threading
 from dataclasses import replace
+from types import SimpleNamespace
 
 import networks
 import pytest
@@ -101,6 +102,18 @@ def test_which_device_has_warpgroups(monkeypatch, capability, there):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     assert cuda._has_warpgroups(torch.device("cuda", 0)) == bool(there)
     assert not cuda._has_warpgroups(torch.device("cpu"))
+
+
+@pytest.mark.parametrize(("kilobytes", "channels"), [(227, 64), (99, 32)])
+def test_vector_tiles_have_the_lists_that_shared_memory_has_room_for(
+    monkeypatch, kilobytes, channels
+):
+    found = layer(channels=64)
+    sizes = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sizes)
+    assert cuda._has_room(torch.device("cuda", 0)) == (channels == 64)
+    monkeypatch.setattr(cuda, "_has_room", lambda device: channels == 64)
+    assert cuda.Tiles(found, "vector", 16).packed.geometry.block == channels
 
 
 def layer(dtype=torch.bfloat16, out=32, channels=16, **settings):

@@ -44,7 +44,10 @@ void launch_columns(const ColumnArguments& k, uint64_t seed) {
   emulator::launch(
       {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(column_threads(t))),
        static_cast<size_t>(t.shared_bytes), seed},
-      [&k] { sparse_conv2d_columns_kernel<T>(k); });
+      [&k] {
+        k.a.p.g.block == 64 ? sparse_conv2d_columns_kernel<T, 64>(k)
+                            : sparse_conv2d_columns_kernel<T, 32>(k);
+      });
 }
 
 template <class T>

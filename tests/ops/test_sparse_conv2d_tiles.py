@@ -84,12 +84,13 @@ def test_packing_loses_nothing(sample: TileSample) -> None:
 def test_only_what_is_kept_is_packed(sample: TileSample) -> None:
     """A step for each four blocks, or 16 columns, that hold something, rounded up in each list."""
     packed = sample.pack_tiles(sample.dense())
+    together = packed.geometry.block
     width, most = (1, 16) if sample.pattern == "vector" else (8, 4)
     g, kept = packed.geometry, unpack_tiles(packed) != 0
     rows = kept.view(g.out_channels, -1, *kept.shape[1:]).transpose(0, 1)
     missing = -g.out_channels % g.vector
-    blocks = F.pad(rows.float(), (0, 0, 0, 0, 0, -g.in_channels % 32, 0, missing)) != 0
-    blocks = blocks.unflatten(1, (-1, g.vector)).unflatten(3, (-1, 32 // width, width))
+    blocks = F.pad(rows.float(), (0, 0, 0, 0, 0, -g.in_channels % together, 0, missing)) != 0
+    blocks = blocks.unflatten(1, (-1, g.vector)).unflatten(3, (-1, together // width, width))
     counts = blocks.any(5).any(2).flatten(4).sum((3, 4))  # [phase, tile, chunk]
     wanted = (-(-counts // most)).permute(1, 0, 2).flatten()
     assert packed.starts.diff().tolist() == wanted.tolist()
@@ -105,10 +106,16 @@ def test_steps_of_128_rows_are_32_channels_at_a_tap() -> None:
     assert packed.starts.diff().tolist() == blocks.sum((2, 3)).flatten().int().tolist()
 
 
-@pytest.mark.parametrize(("sparsity", "most"), [(0.5, 1.3), (0.75, 1.45), (0.9, 1.6)])
-def test_columns_that_are_read_together_lie_in_different_banks(sparsity: float, most: float):
+@pytest.mark.parametrize(
+    ("sparsity", "channels", "most"),
+    [(0.5, 32, 1.25), (0.75, 32, 1.4), (0.9, 32, 1.55), (0.5, 64, 1.2), (0.75, 64, 1.35)],
+)
+def test_columns_that_are_read_together_lie_in_different_banks(
+    sparsity: float, channels: int, most: float
+) -> None:
     """Rows of 16 bytes of channels that are equal modulo 8 meet in a bank, but for the same row."""
-    sample = TileSample("banks", (1, 256, 4, 4), 64, pattern="vector", rows=16, sparsity=sparsity)
+    sample = TileSample("banks", (1, 256, 4, 4), 64, pattern="vector", rows=16, sparsity=sparsity,
+                        list_channels=channels)  # fmt: skip
     places = sample.pack_tiles(sample.dense()).places.view(-1, 8).tolist()
     meet = [max(Counter(place % 8 for place in set(eight)).values()) for eight in places]
     assert sum(meet) / len(meet) < most
@@ -166,6 +173,7 @@ def test_places_are_where_the_values_were() -> None:
         ({"pattern": "4:8"}, r"pattern must be 2:4, block or vector, got '4:8'"),
         ({"rows": 16}, r"rows must be 32, 64 or 128 for pattern 2:4, got 16"),
         ({"pattern": "block", "rows": 64}, r"rows must be 16 or 32 for pattern block, got 64"),
+        ({"list_channels": 64}, r"list_channels must be 32, or 64 for vector, got 64"),
         ({"pattern": "vector"}, r"rows must be 16 for pattern vector, got 32"),
         ({"dtype": torch.float32}, r"dtype must be float16 or bfloat16, got torch.float32"),
         ({"weight": torch.zeros(4, 12, 3, 3)}, r"multiple of 8 input channels, got 12"),

@@ -286,7 +286,8 @@ Geometry check_tile_geometry(const std::vector<int64_t>& numbers, bool two_of_fo
   that(g.in_channels % 8 == 0, "in_channels", "be a multiple of 8 on CUDA", g.in_channels);
   that(std::max(g.taps_h, g.taps_w) <= sparse_conv2d::kMostTileTaps, "taps",
        "be at most 9 x 9 on CUDA", std::max(g.taps_h, g.taps_w));
-  that(g.block == sparse_conv2d::kStepChannels, "block", "be 32 on CUDA", g.block);
+  that(g.block == sparse_conv2d::kStepChannels || (columns && g.block == 64), "block",
+       columns ? "be 32 or 64 for vector on CUDA" : "be 32 on CUDA", g.block);
   const bool known = two_of_four ? g.vector == 64 || g.vector == 128 : g.vector == 16;
   that((g.vector == 32 && !columns) || known, "vector",
        two_of_four ? "be 32, 64 or 128 for 2:4"

@@ -31,7 +31,8 @@ struct StepColumns {
   }
 };
 
-// From [position][32 channels] to [s][line][8 pixels][32 channels] x 8 pixels.
+// From [position][channels] to [s][line][8 pixels][channels] x 8 pixels.
+template <int kChannels>
 __device__ __forceinline__ void turn_channels(const ColumnArguments& k, const unsigned char* input,
                                               unsigned char* turned) {
   const TilePlan& t = k.a.t;
@@ -39,20 +40,26 @@ __device__ __forceinline__ void turn_channels(const ColumnArguments& k, const un
   const int warps = static_cast<int>(blockDim.x) / 32;
   const int stride = static_cast<int>(k.a.p.g.stride);
   const int pieces = static_cast<int>(k.a.p.g.taps_w) * k.d.lines * k.d.line_pieces;
+  constexpr int kFrom = static_cast<int>(column_position_bytes(kChannels));
+  constexpr int kTo = static_cast<int>(turned_piece_bytes(kChannels));
   for (int piece = static_cast<int>(threadIdx.x) / 32; piece < pieces; piece += warps) {
     const int x = piece % k.d.line_pieces * 8;
     const int line = piece / k.d.line_pieces % k.d.lines;
     const int s = piece / k.d.line_pieces / k.d.lines;
     const int position = line * t.pitch + s % stride * t.half + s / stride + x + lane % 8;
-    uint32_t pairs[4];  // pixels 2 (lane % 4) and the next of channels 8 q + lane / 4
-    load_matrices_transposed(pairs, input + position * kPositionBytes + lane / 8 * 16);
-    auto* to = reinterpret_cast<uint32_t*>(turned + piece * kTurnedPieceBytes) + lane;
+    const unsigned char* from = input + position * kFrom + lane / 8 * 16;
+    auto* to = reinterpret_cast<uint32_t*>(turned + piece * kTo) + lane;
 #pragma unroll
-    for (int q = 0; q < 4; ++q) to[32 * q] = pairs[q];
+    for (int part = 0; part < kChannels / 8; part += 4) {
+      uint32_t pairs[4];  // pixels 2 (lane % 4) and the next of channels 8 (part + q) + lane / 4
+      load_matrices_transposed(pairs, from + part * 16);
+#pragma unroll
+      for (int q = 0; q < 4; ++q) to[32 * (part + q)] = pairs[q];
+    }
   }
 }
 
-template <class T>
+template <class T, int kChannels>
 __global__ void __launch_bounds__(kColumnThreads)
     sparse_conv2d_columns_kernel(const GANSPARSE_GRID_CONSTANT ColumnArguments k) {
   using C = ColumnConfig;
@@ -63,7 +70,8 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int thread = static_cast<int>(threadIdx.x);
   const int lane = thread % 32;
   const int warp = thread / 32;
-  const int input_bytes = t.positions * kPositionBytes;
+  constexpr int kParts = kChannels / 8;
+  const int input_bytes = t.positions * static_cast<int>(column_position_bytes(kChannels));
   auto* buffers = static_cast<unsigned char*>(dynamic_shared());
   unsigned char* turned = buffers + t.buffers * input_bytes;
   const int64_t tables_at = t.shared_bytes - int64_t{4} * (t.positions + g.taps_h * g.taps_w);
@@ -86,7 +94,8 @@ __global__ void __launch_bounds__(kColumnThreads)
   const int taps = static_cast<int>(g.taps_h * g.taps_w);
   for (int i = thread; i < taps; i += threads) {
     const int r = i / static_cast<int>(g.taps_w), s = i % static_cast<int>(g.taps_w);
-    tap_bytes[i] = (s * k.d.lines + r) * k.d.line_pieces * kTurnedPieceBytes;
+    tap_bytes[i] =
+        (s * k.d.lines + r) * k.d.line_pieces * static_cast<int>(turned_piece_bytes(kChannels));
   }
   __syncthreads();  // the tables are whole
 
@@ -95,7 +104,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 
   // ---- Begin: the first channels are there, turned, and the next on their way ----
   const bool apart = t.buffers == 2;  // else a buffer is read before it is filled again
-  request_channels<T>(k.a, source, 0, buffers);
+  request_channels<T, kParts>(k.a, source, 0, buffers);
   commit_copies();
   const int32_t* starts = p.starts + static_cast<int64_t>(has_rows ? row_tile : 0) * t.chunks;
   const auto within = [&](int32_t step) {
@@ -109,10 +118,10 @@ __global__ void __launch_bounds__(kColumnThreads)
   float sums[C::kTiles][C::kGroups][4] = {};
   wait_copies<0>();
   __syncthreads();  // the first channels are there for all
-  turn_channels(k, buffers, turned);
+  turn_channels<kChannels>(k, buffers, turned);
   if (!apart) __syncthreads();  // all have read them
   if (t.chunks > 1) {
-    request_channels<T>(k.a, source, kStepChannels, buffers + (apart ? input_bytes : 0));
+    request_channels<T, kParts>(k.a, source, kChannels, buffers + (apart ? input_bytes : 0));
   }
   commit_copies();
 
@@ -123,15 +132,16 @@ __global__ void __launch_bounds__(kColumnThreads)
     __syncthreads();  // this chunk is turned, the next is there, and all are done with the last
     const int odd = chunk % 2;
     if (apart && chunk + 2 < t.chunks) {
-      request_channels<T>(k.a, source, (chunk + 2) * kStepChannels, buffers + odd * input_bytes);
+      request_channels<T, kParts>(k.a, source, (chunk + 2) * kChannels,
+                                  buffers + odd * input_bytes);
     }
     if (chunk + 1 < t.chunks) {
-      turn_channels(k, buffers + (apart ? (1 - odd) * input_bytes : 0),
-                    turned + (1 - odd) * k.d.turned_bytes);
+      turn_channels<kChannels>(k, buffers + (apart ? (1 - odd) * input_bytes : 0),
+                               turned + (1 - odd) * k.d.turned_bytes);
     }
     if (!apart && chunk + 2 < t.chunks) {
       __syncthreads();  // all have read the next chunk: the one after it may come
-      request_channels<T>(k.a, source, (chunk + 2) * kStepChannels, buffers);
+      request_channels<T, kParts>(k.a, source, (chunk + 2) * kChannels, buffers);
     }
     commit_copies();
 
@@ -139,9 +149,9 @@ __global__ void __launch_bounds__(kColumnThreads)
     for (; step < min(end_of_chunk, end); ++step) {
       const StepColumns columns = next;
       if (step + 1 < end) next.load_step(p, step + 1);
-      const int place = columns.place < 0 ? 0 : min(columns.place, kStepChannels * taps - 1);
+      const int place = columns.place < 0 ? 0 : min(columns.place, kChannels * taps - 1);
       const unsigned char* from =
-          buffer + lane_bytes + tap_bytes[place / kStepChannels] + place % kStepChannels * 16;
+          buffer + lane_bytes + tap_bytes[place / kChannels] + place % kChannels * 16;
 #pragma unroll
       for (int pair = 0; pair < C::kGroups / 2; ++pair) {
         uint32_t b[4];

@@ -4,29 +4,30 @@
 // 16 output channels keep a weight of one input channel at one tap together, or none of them. Such
 // a column is 16 x 1: any 16 kept columns make a 16 x 16 matrix, as long as the input comes
 // gathered alike, a row of pixels for each column. Arrays and the rest as in sparse_conv2d_tiles.h,
-// with V = 16, and
+// with V = 16, lists of B = 32 or 64 channels (geometry.block), and
 //
 // | array      | shape          | dtype                                   | role |
 // |------------|----------------|-----------------------------------------|------|
 // | values     | [K, 1, 1, 32, 8] | T                                     | read |
 // | metadata   | [0]            |                                         |      |
-// | places     | [K, 16]        | int16: 32 (r · S + s) + (channel of 32) | read |
+// | places     | [K, 16]        | int16: B (r · S + s) + (channel of B)   | read |
 //
 // Products k of a step have the input of places[k, :] and values as the 16 x 16 matrix lies in the
 // lanes of a warp. What fills a list's last step up are zeros, which read a pixel all the same.
 //
 // How: tensor cores want of a column 8 neighbouring pixels side by side, where memory has 32
-// neighbouring channels. So a block brings the 32 channels of its pixels as all tiles do, and then
-// turns them, 8 x 8 numbers at a time (ldmatrix.trans), into
+// neighbouring channels. So a block brings a list's channels of its pixels as all tiles do, and
+// then turns them, 8 x 8 numbers at a time (ldmatrix.trans), into
 //
-//   [tap's column s][picture, row of the halo][8 pixels][32 channels] x 16 bytes
+//   [tap's column s][picture, row of the halo][8 pixels][B channels] x 16 bytes
 //
 // once for all its output channels: 16 tiles of 16, a warp each, with all 128 pixels. A column of
 // the weight at tap (r, s) is then a row of 16 bytes for each 8 pixels, wherever they lie, so
 // ldmatrix gathers for nothing: each lane has an address of its own. Eight rows that are read
 // together lie in different banks if their channels differ modulo 8; the packing orders the columns
 // of a list so, as far as they go. Two turned buffers: while some warps turn the next 32 channels,
-// others multiply.
+// others multiply. Longer lists spread their columns over banks more evenly and fill their last
+// step better, but take twice the shared memory: 64 channels are for stride 1 and 3 taps a row.
 //
 // Cost of a block, 256 rows x 128 pixels and 32 channels, 3 x 3, at the share d of columns kept, in
 // cycles of a multiprocessor (docs/cuda.md):
@@ -45,8 +46,11 @@ constexpr int kColumnRows = 16;       // V
 constexpr int kLeastColumnWarps = 4;  // bring and turn the input, with or without rows
 constexpr int kMostColumnWarps = 16;  // tiles of 16 rows a block
 constexpr int kColumnThreads = 32 * kMostColumnWarps;
-constexpr int kTurnedPieceBytes = 512;  // 8 pixels of 32 channels
 constexpr int kLogPiecePixels = 3;
+
+// Of B channels: of a position as it comes, and of 8 pixels turned.
+constexpr int64_t column_position_bytes(int64_t channels) { return 2 * channels + 16; }
+constexpr int64_t turned_piece_bytes(int64_t channels) { return 16 * channels; }
 
 struct ColumnPlan {
   TilePlan t;        // buffers: 1 or 2, of the input as it comes
@@ -62,10 +66,12 @@ inline int column_threads(const TilePlan& plan) { return 32 * plan.row_warps; }
 
 inline ColumnPlan plan_columns(const TileProblem& p, int64_t shared_limit) {
   const Geometry& g = p.g;
-  const auto input = [](const TilePlan& t) { return int64_t{t.positions} * kPositionBytes; };
+  const auto input = [&g](const TilePlan& t) {
+    return t.positions * column_position_bytes(g.block);
+  };
   const auto turned = [&g](const TilePlan& t) {
     const int64_t pieces = (int64_t{t.halo_rows} << t.log_n) << (t.log_x - kLogPiecePixels);
-    return g.taps_w * pieces * kTurnedPieceBytes;
+    return g.taps_w * pieces * turned_piece_bytes(g.block);
   };
   const auto tables = [&g](const TilePlan& t) {
     return int64_t{4} * (t.positions + g.taps_h * g.taps_w);
@@ -85,7 +91,7 @@ inline ColumnPlan plan_columns(const TileProblem& p, int64_t shared_limit) {
                           : above_x >= 0 ? g.stride << above_x
                                          : 0;
     const int64_t pieces = lines * d.line_pieces + (above_x < 0 ? 1 << (bit - kLogPiecePixels) : 0);
-    d.pixel_bytes[bit - kLogPiecePixels] = static_cast<int>(pieces * kTurnedPieceBytes);
+    d.pixel_bytes[bit - kLogPiecePixels] = static_cast<int>(pieces * turned_piece_bytes(g.block));
   }
   const int64_t beside = std::max(1, kColumnThreads / column_threads(t));
   const int64_t room = shared_beside(shared_limit, beside) - 2 * turned(t) - tables(t);

@@ -48,13 +48,13 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
   check_launch(kOp);
 }
 
-template <class T>
+template <class T, int kChannels>
 void launch_columns(const TileProblem& problem, int device, cudaStream_t stream) {
   const int limit = attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
   const ColumnPlan plan = plan_columns(problem, limit);
   const TilePlan& t = plan.t;
   const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
-  const auto kernel = &sparse_conv2d_columns_kernel<T>;
+  const auto kernel = &sparse_conv2d_columns_kernel<T, kChannels>;
   const unsigned grid = admit(kernel, blocks, t.shared_bytes, limit);
   kernel<<<grid, column_threads(t), static_cast<size_t>(t.shared_bytes), stream>>>(
       {{problem, t}, plan});
@@ -63,7 +63,10 @@ void launch_columns(const TileProblem& problem, int device, cudaStream_t stream)
 
 template <class T>
 void launch_typed(const TileProblem& p, int device, cudaStream_t stream) {
-  if (p.columns) return launch_columns<T>(p, device, stream);
+  if (p.columns) {
+    return p.g.block == 64 ? launch_columns<T, 64>(p, device, stream)
+                           : launch_columns<T, 32>(p, device, stream);
+  }
   if (p.two_of_four) {
     return p.g.vector == 32 ? launch<T, TileConfig<2, true>>(p, device, stream)
                             : launch<T, TileConfig<4, true>>(p, device, stream);

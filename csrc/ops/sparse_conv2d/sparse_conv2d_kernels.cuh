@@ -42,18 +42,19 @@ __device__ __forceinline__ int64_t source_of(const TileArguments& a, int tile_n,
   return (n * a.p.height + row) * a.p.width + column;
 }
 
-// Asks for 32 channels of all positions, from `channel` on.
-template <class T>
+// Asks for kParts · 8 channels of all positions, from `channel` on.
+template <class T, int kParts = kStepChannels / 8>
 __device__ __forceinline__ void request_channels(const TileArguments& a, const int32_t* source,
                                                  int channel, unsigned char* buffer) {
   const T* input = static_cast<const T*>(a.p.input);
   const int threads = static_cast<int>(blockDim.x);
-  for (int piece = static_cast<int>(threadIdx.x); piece < 4 * a.t.positions; piece += threads) {
-    const int position = piece / 4;
-    const int c = channel + piece % 4 * 8;
+  for (int piece = static_cast<int>(threadIdx.x); piece < kParts * a.t.positions;
+       piece += threads) {
+    const int position = piece / kParts;
+    const int c = channel + piece % kParts * 8;
     const int pixel = source[position];
     const bool there = pixel >= 0 && c < static_cast<int>(a.p.g.in_channels);
-    copy_async(buffer + position * kPositionBytes + piece % 4 * 16,
+    copy_async(buffer + (position * (kParts + 1) + piece % kParts) * 16,
                there ? input + (int64_t{pixel} * static_cast<int>(a.p.g.in_channels) + c) : input,
                there);
   }

@@ -168,7 +168,7 @@ TilePlan arrange_tiles(const TileProblem& p, int least_x, const Fits& fits) {
       }
     }
   }
-  best.chunks = static_cast<int>(parts(g.in_channels, kStepChannels));
+  best.chunks = static_cast<int>(parts(g.in_channels, g.block));
   best.row_tiles =
       static_cast<int>(parts(g.out_channels, g.vector) * int64_t{g.upscale * g.upscale});
   return best;

@@ -27,12 +27,14 @@ class TileSample(Sample):
         pattern: 2:4, block or vector, whose blocks have one input channel.
         rows: output channels of a block.
         dtype: of input, weight, residual and output.
+        list_channels: of vector; None: as the packing chooses.
     """
 
     sparsity: float = 0.0
     pattern: TilePattern = "2:4"
     rows: int = 32
     dtype: torch.dtype = torch.bfloat16
+    list_channels: int | None = None
 
     def dense(self, seed: int = 0) -> Tensor:
         """The masked weight: [O, C, R, S], transposed [C, O, R, S]; float32, exact in `dtype`."""
@@ -57,10 +59,12 @@ class TileSample(Sample):
             return pack_tiles_conv_transpose2d(
                 weight, self.pattern, rows=self.rows, dtype=self.dtype, stride=self.stride,
                 padding=self.padding, output_padding=self.output_padding, mask=mask,
+                list_channels=self.list_channels,
             )  # fmt: skip
         return pack_tiles_conv2d(
             weight, self.pattern, rows=self.rows, dtype=self.dtype, stride=self.stride,
             padding=self.padding, padding_mode=self.padding_mode, mask=mask,
+            list_channels=self.list_channels,
         )  # fmt: skip
 
     def arguments(self, seed: int = 0, device: str = "cpu") -> dict[str, Any]:
@@ -169,6 +173,11 @@ def tile_samples(size: Size) -> list[TileSample]:
               for h, w in ((1, 1), (1, 130), (129, 1), (17, 9))),
             *(column(f"vector-channels-{c}", (1, c, 5, 5), 20, sparsity=0.8)
               for c in (24, 32, 40, 168)),
+            column("vector-channels-168-by-32", (1, 168, 5, 5), 20, sparsity=0.8,
+                   list_channels=32),
+            *(column(f"vector-{k}x{k}-by-64", (1, 72, 9, 11), 20, k, stride, k // 2, sparsity=0.8,
+                     list_channels=64)
+              for k, stride in ((1, 1), (3, 2), (5, 1))),
             *(column(f"vector-out-{o}", (1, 8, 4, 4), o, residual=True)
               for o in (1, 33, 256, 272, 300)),
             *(column(f"vector-batch-{n}-of-{h}", (n, 8, h, h), 16)
