@@ -23,6 +23,7 @@ from gansparse.deploy.agreement import allowed_gap, changed, output_gap
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
 from gansparse.deploy.explain import Explanation
+from gansparse.deploy.marks import Marks, marks
 from gansparse.deploy.memory import Buffers
 from gansparse.deploy.plan import Bank, Plan, make_plan, shape_text
 from gansparse.errors import InputError
@@ -106,13 +107,13 @@ def compile(
     _mind_forks()
     with torch.inference_mode(False):
         own = copy.deepcopy(generator, _computed(generator)).eval()
-        compiled = CompiledGenerator(own, replan=replan, graph=cuda_graph)
+        compiled = CompiledGenerator(own, shrink=shrink, replan=replan, graph=cuda_graph)
     try:
         with torch.no_grad(), compiled._searching(inputs):
             compiled.original(*inputs)
     except TypeError as error:
         raise InputError(f"compile: the generator can't be called so: {error}") from None
-    compiled._add_plan(inputs, shrink=shrink)
+    compiled._add_plan(inputs)
     return compiled
 
 
@@ -121,19 +122,24 @@ class CompiledGenerator(nn.Module):
 
     Its state is the generator's (under ``original.``), and its plans are made of that: copies,
     pickles, and a generator that is loaded with another state or moved to another dtype or device
-    make new ones on their first call, with the kernels that were chosen at first. What is written
-    into ``original`` by itself is not noticed.
+    make new ones on their first call, with the kernels that were chosen at first; so they do when
+    ``original`` itself is loaded, trained or given other layers. In training mode it runs as it is.
+    Torch does not count, and nothing here notices, what is written through a parameter's ``.data``,
+    by an optimizer with ``fused=True``, or in a CUDA graph.
 
     Attributes:
         original: the generator, which runs where no plan is better.
         shrunk: the generator without empty filters, of which the plans are made; or None.
     """
 
-    def __init__(self, original: nn.Module, *, replan: bool, graph: bool | None = None) -> None:
+    def __init__(
+        self, original: nn.Module, *, shrink: bool, replan: bool, graph: bool | None = None
+    ) -> None:
         super().__init__()
         self.original = original
         self.shrunk: nn.Module | None = None
-        self._replan, self._graph = replan, graph
+        self._replan, self._graph, self._mode = replan, graph, original.training
+        self._shrink = self._to_shrink = shrink  # whether it may be, and is to be tried
         self._way = ""  # of cuda_graph.ways, or the only layout: how the first shape runs
         self._planned: tuple[torch.device, torch.dtype] | None = None  # what choices are for
         self._choices: dict[str, str] | None = None  # of the first plan; None: runs as it was
@@ -146,14 +152,19 @@ class CompiledGenerator(nn.Module):
         self._only: dict[Any, str] = {}  # the layout of inputs that the plan is for; "": any
         self._bank: Bank = {}
         self._told: dict[Any, Explanation] = {}
+        self._marks: Marks | None = None  # of the state
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the generator gives for these inputs."""
         inputs = self._positional(args, kwargs)
         device = measure.CPU if self._planned is None else self._planned[0]
         with torch.no_grad():
-            if inputs is None or torch.is_autocast_enabled(device.type):
+            other_mode = self.original.training != self._mode
+            if inputs is None or other_mode or torch.is_autocast_enabled(device.type):
                 return self.original(*args, **kwargs)
+            if self._marks is not None and not self._marks.hold():
+                self.shrunk, self._to_shrink = None, self._shrink
+                self._forget()
             key = _signature(inputs)
             plans = self._plans.get(key)
             if plans is None:
@@ -194,7 +205,7 @@ class CompiledGenerator(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         empty: dict[str, Any] = {"_plans": {}, "_only": {}, "_bank": {}, "_told": {}}
-        return self.__dict__ | empty | {"_memory": []}
+        return self.__dict__ | empty | {"_marks": None, "_memory": []}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state | {"_memory": [Buffers()]})  # type: ignore[no-untyped-call]
@@ -224,8 +235,10 @@ class CompiledGenerator(nn.Module):
         on_cuda = cuda.on_cuda(_kind(self.original, inputs)[0])
         return cuda.searching() if on_cuda else nullcontext()
 
-    def _add_plan(self, inputs: tuple[Any, ...], *, shrink: bool = False) -> list[cuda_graph.Run]:
+    def _add_plan(self, inputs: tuple[Any, ...]) -> list[cuda_graph.Run]:
         """Make the plan for inputs of this shape, or find that there is none."""
+        state = self._marks or marks(self.original)
+        shrink, self._to_shrink = self._to_shrink, False
         told, key = Explanation(", ".join(map(_text, inputs))), _signature(inputs)
         kind, reason = _kind(self.original, inputs), _unfit(self.original, inputs)
         first = self._planned is None
@@ -247,7 +260,7 @@ class CompiledGenerator(nn.Module):
                 plan, reason = self._plan(own, told, measures)
                 if plan is None and self.shrunk is not None and first:
                     told.notes.append(f"not shrunk: {reason}")
-                    self.shrunk = None
+                    self.shrunk, self._shrink = None, False
                     self._bank.clear()
                     plan, reason = self._plan(own, told, measures)
         self._planned = kind
@@ -264,6 +277,7 @@ class CompiledGenerator(nn.Module):
             if oldest != next(iter(self._told)):  # which goes on telling of the layers
                 self._told.pop(oldest, None)
         self._told[key], self._plans[key] = told, plans
+        self._marks = state.still()
         return plans
 
     def _plan(
