@@ -4,7 +4,9 @@
 The module's own ``forward`` is run once on fake tensors, which have shapes and no numbers, and each
 torch function that it calls is written down, as `torch.export` does one level lower. So whatever
 Python there is between the calls is followed; branches that ask for a tensor's numbers can't be. A
-submodule with such a branch stays in the graph as a whole.
+submodule with such a branch stays in the graph as a whole; so does one with a hook that returns
+nothing, unless it runs before the module and sets a tensor there (a normed weight, say): its effect
+is elsewhere.
 
 The graph computes and does not write: where the module works in place, later readers get the new
 tensor. Norms, activations and paddings appear as the functions of `torch.nn.functional` that the
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import operator
 import types
 from collections.abc import Callable
 from functools import partial
@@ -26,6 +29,8 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
+
+from gansparse.deploy import hooks
 
 #: Where a norm says whether it uses the statistics of what it reads.
 _STATISTICS = {F.batch_norm: "training", F.instance_norm: "use_input_stats"}
@@ -120,6 +125,8 @@ class _Recorder(TorchFunctionMode):
         for name, part in self.module.named_modules():
             if not isinstance(part, torch.jit.ScriptModule):
                 part.forward = types.MethodType(_Watched(self, name, part.forward), part)
+            for held, key, first in hooks.of(part):
+                held[key] = partial(self.hook, name, held[key], first)
 
     def record(self, inputs: tuple[Any, ...]) -> fx.Graph:
         """The graph of one call."""
@@ -174,6 +181,18 @@ class _Recorder(TorchFunctionMode):
             raise NotCaptured(name, f"{type(error).__name__}: {lines[0]}"[:160]) from error
         finally:
             self.owners.pop()
+
+    def hook(self, name: str, hook: Callable[..., Any], first: bool, *given: Any) -> Any:
+        """One call of a submodule's hook; a submodule that stays whole calls it itself."""
+        if name in self.made and name:
+            return None
+        before = hooks.tensors(given[0])
+        made = self.call(name, hook, *given)
+        after = hooks.tensors(given[0])
+        same = len(before) == len(after) and all(map(operator.is_, before, after))
+        if made is None and (same or not first):
+            raise NotCaptured(name, "its hook returns nothing, and may have an effect elsewhere")
+        return made
 
     def _whole(self, name: str, args: Any, kwargs: Any) -> Any:
         if not self.made[name]:

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from gansparse import _C
-from gansparse.deploy import cuda, cuda_graph, measure
+from gansparse.deploy import cuda, cuda_graph, hooks, measure
 from gansparse.deploy.agreement import allowed_gap, changed, output_gap
 from gansparse.deploy.as_it_was import as_it_was
 from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
@@ -91,7 +91,7 @@ def compile(
         A module with the same call. It computes no gradients.
 
     Raises:
-        InputError: the generator can't be called with the example.
+        InputError: the generator can't be called with the example, or hooks name parts of it.
 
     Example:
         >>> import os, tempfile
@@ -105,6 +105,7 @@ def compile(
     """
     inputs = example_input if isinstance(example_input, tuple) else (example_input,)
     _mind_forks()
+    hooks.check(generator)
     with torch.inference_mode(False):
         own = copy.deepcopy(generator, _computed(generator)).eval()
         compiled = CompiledGenerator(own, shrink=shrink, replan=replan, graph=cuda_graph)
@@ -423,6 +424,9 @@ def _kind(module: nn.Module, inputs: tuple[Any, ...]) -> tuple[torch.device, tor
 
 def _shrunk(original: nn.Module, inputs: tuple[Any, ...], told: Explanation) -> nn.Module | None:
     """The generator without its empty filters; None where it has none that can go."""
+    if any(True for part in original.modules() for _ in hooks.of(part)):
+        told.notes.append("not shrunk: its hooks would find fewer channels")
+        return None
     try:
         small = shrink_filters(original, *inputs, spread=False)
     except InputError as error:
