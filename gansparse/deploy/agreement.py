@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from gansparse.deploy import cuda
-from gansparse.deploy.capture import leaves, random_state
+from gansparse.deploy.capture import copied, leaves, random_state
 from gansparse.deploy.plan import TOLERANCE
 
 _DROPOUTS = {F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, torch.dropout}
@@ -36,7 +36,7 @@ def output_gap(
     def run(module: nn.Module, *values: Any) -> list[Tensor]:
         torch.manual_seed(0)
         with _NoDropout():
-            return leaves(module(*values))
+            return leaves(module(*copied(values)))
 
     # The plan first: what it would find in modules that the original has just run is no merit.
     got = run(plan, *inputs)

@@ -8,10 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_map_only
 
 from gansparse.deploy import measure
-from gansparse.deploy.capture import leaves
+from gansparse.deploy.capture import copied, leaves
 from gansparse.deploy.plan import Row, shape_text
 
 
@@ -42,7 +41,7 @@ def as_it_was(module: nn.Module, inputs: tuple[Any, ...]) -> list[Row]:
     ]
     forked = torch.random.fork_rng(devices=[] if device.index is None else [device.index])
     with torch.inference_mode(False), torch.no_grad(), forked:
-        given = tree_map_only(Tensor, torch.clone, inputs)
+        given = copied(inputs)
         try:
             made = module(*given)
         finally:

@@ -29,6 +29,7 @@ from torch import Tensor, fx, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.fx.node import map_aggregate
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map_only
 
 from gansparse.deploy import hooks
 
@@ -100,7 +101,7 @@ def _outputs(module: nn.Module, inputs: tuple[Any, ...], names: list[str]) -> di
         handles.append(part.register_forward_hook(partial(after, name), with_kwargs=True))
     try:
         with torch.no_grad():
-            module(*inputs)
+            module(*copied(inputs))
     finally:
         for handle in handles:
             handle.remove()
@@ -120,6 +121,7 @@ class _Recorder(TorchFunctionMode):
         self.alive: list[Tensor] = []  # so that no id is used twice
         self.stale: set[int] = set()  # views of what was written over
         self.owners = [""]
+        self.inputs: set[int] = set()  # their storages
         # Its tensors are the module's; its attributes are its own, as forward may set some.
         self.module = copy.deepcopy(module, {id(t): t for t in _tensors_of(module)})
         for name, part in self.module.named_modules():
@@ -136,6 +138,7 @@ class _Recorder(TorchFunctionMode):
                 fake = torch.empty_like(value) if isinstance(value, Tensor) else value
                 self._made(self.graph.placeholder(f"input_{i}"), fake)
                 given.append(fake)
+            self.inputs = set(map(_storage, leaves(given)))
             with self:
                 out = self.module(*given)
         try:
@@ -206,6 +209,8 @@ class _Recorder(TorchFunctionMode):
 
     def _out_of_place(self, function: Any, written: list[Tensor], out: Any) -> Any:
         """The function that returns what this one writes."""
+        if any(_storage(tensor) in self.inputs for tensor in written):
+            raise NotCaptured("", "it writes into its input")
         name = getattr(function, "__name__", "")
         plain = function if _has_inplace(function) else None
         for where in (Tensor, torch):
@@ -339,6 +344,11 @@ def leaves(values: Any) -> list[Tensor]:
     found: list[Tensor] = []
     map_aggregate(values, lambda v: found.append(v) if isinstance(v, Tensor) else v)
     return found
+
+
+def copied(values: Any) -> Any:
+    """The same with tensors of their own, which may be written over."""
+    return tree_map_only(Tensor, torch.clone, values)
 
 
 def random_state() -> list[bytes]:

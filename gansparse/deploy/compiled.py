@@ -21,7 +21,7 @@ from gansparse import _C
 from gansparse.deploy import cuda, cuda_graph, hooks, measure
 from gansparse.deploy.agreement import allowed_gap, changed, output_gap
 from gansparse.deploy.as_it_was import as_it_was
-from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, leaves
+from gansparse.deploy.capture import NotCaptured, ShapeChanged, capture, copied, leaves
 from gansparse.deploy.explain import Explanation
 from gansparse.deploy.marks import Marks, marks
 from gansparse.deploy.memory import Buffers
@@ -111,7 +111,7 @@ def compile(
         compiled = CompiledGenerator(own, shrink=shrink, replan=replan, graph=cuda_graph)
     try:
         with torch.no_grad(), compiled._searching(inputs):
-            compiled.original(*inputs)
+            compiled.original(*copied(inputs))
     except TypeError as error:
         raise InputError(f"compile: the generator can't be called so: {error}") from None
     compiled._add_plan(inputs)
@@ -255,7 +255,7 @@ class CompiledGenerator(nn.Module):
             searching = self._searching(inputs)
             plain = torch.autocast(kind[0].type, enabled=False)
             with torch.inference_mode(False), torch.no_grad(), forked, searching, plain:
-                own = tuple(x.clone() if isinstance(x, Tensor) else x for x in inputs)
+                own = copied(inputs)
                 if shrink:
                     self.shrunk = _shrunk(self.original, own, told)
                 plan, reason = self._plan(own, told, measures)

@@ -32,6 +32,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.dropout import _DropoutNd
+from torch.utils._pytree import tree_map_only
 
 from gansparse.errors import InputError
 from gansparse.sparsity.channels import ChannelMap, filters_first, map_channels
@@ -310,9 +311,9 @@ def check_equal(
     """Refuse a network that differs in the first half of its digits: rounding is far below."""
     what = type(generator).__name__
     with _repeatable(generator), _repeatable(changed):
-        expected = _tensors(generator(*inputs))
+        expected = _tensors(generator(*_copied(inputs)))
         try:
-            got = _tensors(changed(*inputs))
+            got = _tensors(changed(*_copied(inputs)))
         except (RuntimeError, ValueError) as error:
             line = str(error).splitlines()[0]
             raise InputError(f"{what} needs the channels that it has: {line}") from None
@@ -324,6 +325,11 @@ def check_equal(
                 f"{what}: {how}, its output differs by {gap:g}; its forward depends on the "
                 "number or order of its channels"
             )
+
+
+def _copied(inputs: tuple[Any, ...]) -> Any:
+    """The same with tensors of their own: a network may write into its input."""
+    return tree_map_only(Tensor, torch.clone, inputs)
 
 
 def _tensors(output: Any) -> list[Tensor]:

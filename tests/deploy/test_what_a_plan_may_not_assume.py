@@ -221,3 +221,46 @@ def test_outputs_keep_their_class() -> None:
     fast = copy.deepcopy(compile(net, x))
     with torch.no_grad():
         torch.testing.assert_close(fast(x).image, net(x).image)
+
+
+def double(x: Tensor) -> Tensor:
+    return x.mul_(2)
+
+
+def clear(x: Tensor) -> Tensor:
+    x[:, 0] = 0
+    return x
+
+
+def rectify(x: Tensor) -> Tensor:
+    return F.relu(x.detach(), inplace=True)
+
+
+class Writes(nn.Module):
+    """Into its input, before its convolution."""
+
+    def __init__(self, write: Callable[[Tensor], Tensor]) -> None:
+        super().__init__()
+        self.conv, self.write = nn.Conv2d(3, 4, 3), write
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.conv(self.write(x))
+        return out
+
+
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("write", [double, clear, rectify, nn.ReLU(inplace=True)])
+def test_what_it_does_to_its_input(write: Any, layout: torch.memory_format) -> None:
+    """It does once, on each call; the example stays as it is."""
+    net, (example,) = Writes(write).eval(), pictures()
+    given = example.clone()
+    fast = compile(net, example)
+    assert torch.equal(example, given)
+    told = fast.explain().verdict
+    assert told == "runs as it was: it can't be captured: it writes into its input"
+    for size in (8, 9):
+        one = torch.randn(1, 3, size, size).contiguous(memory_format=layout)
+        other = one.clone()
+        with torch.no_grad():
+            assert torch.equal(fast(one), net(other))
+        assert torch.equal(one, other)

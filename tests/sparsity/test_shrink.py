@@ -282,6 +282,15 @@ def test_linear_layers_shrink_too():
     assert (small[0].out_features, small[1].num_features, small[3].in_features) == (2, 2, 2)
 
 
+def test_a_network_that_writes_into_its_input():
+    """Both versions are compared on what was given, which stays as it is."""
+    layers = nn.LeakyReLU(0.1, inplace=True), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
+    net, x = small_net(*layers, empty={"1": [0, 1]}), torch.randn(1, 3, 7, 7)
+    given = x.clone()
+    assert shrink(net, x)[2].in_channels == 2
+    assert torch.equal(x, given)
+
+
 @pytest.mark.parametrize("granularity", ["element", "vector", "kernel", "2:4"])
 def test_other_patterns_leave_nothing_to_shrink(granularity):
     net, inputs = generator("srgan"), GENERATORS["srgan"][1]()
