@@ -341,7 +341,10 @@ class _Walk:
             return given[0].masked_fill(varies, math.nan)
         if isinstance(module, _DropoutNd) and not _passes(module):  # live in eval mode
             return torch.where(given[0] == 0, 0.0, math.nan)
-        probes = {n: _filled(c, n.meta["value"].shape) for n, c in zip(sources, given, strict=True)}
+        probes = {
+            n: _filled(constants, _roomy(node, module, n.meta["value"].shape))
+            for n, constants in zip(sources, given, strict=True)
+        }
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: probes[n])
         with torch.no_grad():
             if module is not None:
@@ -394,6 +397,18 @@ def _has_channels(module: nn.Module) -> bool:
 def _passes(module: Callable[[Tensor], Tensor]) -> bool:
     ones = torch.ones(1, 4096, 1, 1)
     return torch.equal(module(ones), ones)
+
+
+def _roomy(node: fx.Node, module: nn.Module | None, shape: torch.Size) -> torch.Size:
+    """For an average pool, so much that some of its windows lie inside, whatever the example."""
+    if isinstance(module, nn.AvgPool2d):
+        kernel: Any = module.kernel_size
+    elif node.target is F.avg_pool2d:
+        kernel = (*node.args, node.kwargs.get("kernel_size"))[1]
+    else:
+        return shape
+    most = max(kernel) if isinstance(kernel, (list, tuple)) else kernel
+    return torch.Size([*shape[:2], *(pixels + 2 * most for pixels in shape[2:])])
 
 
 def _filled(constants: Tensor, shape: torch.Size) -> Tensor:

@@ -282,6 +282,37 @@ def test_linear_layers_shrink_too():
     assert (small[0].out_features, small[1].num_features, small[3].in_features) == (2, 2, 2)
 
 
+class Pooled(nn.Module):
+    def __init__(self, call):
+        super().__init__()
+        self.first, self.call, self.last = nn.Conv2d(2, 6, 1), call, nn.Conv2d(6, 3, 1)
+        randomise(self)
+        filters(layer_of(self, "first"))[:4] = 0
+
+    def forward(self, x):
+        return self.last(self.call(self.first(x)))
+
+
+@pytest.mark.parametrize(
+    ("pool", "left"),
+    [
+        (nn.AvgPool2d(3, 1, 1), 6),
+        (nn.AvgPool2d((1, 5), 1, (0, 2)), 6),
+        (lambda x: F.avg_pool2d(x, 3, 2, padding=1), 6),
+        (lambda x: F.avg_pool2d(x, kernel_size=(3, 3), padding=1), 6),
+        (nn.AvgPool2d(3, 1, 1, count_include_pad=False), 2),
+        (nn.AvgPool2d(2, ceil_mode=True), 2),
+        (lambda x: F.avg_pool2d(x, x.shape[-1]), 2),
+    ],
+)
+@pytest.mark.parametrize("size", [1, 2, 7])
+def test_a_small_example_does_not_tell_what_zeros_around_a_picture_do(pool, left, size):
+    """Where each window reads as many of them, a constant seems to stay one."""
+    net, x = Pooled(pool), torch.randn(1, 2, size, size)
+    others = () if left == 2 else ((torch.randn(1, 2, 9, 8),),)
+    assert shrink_exactly(net, (x,), *others).last.in_channels == left
+
+
 def test_a_network_that_writes_into_its_input():
     """Both versions are compared on what was given, which stays as it is."""
     layers = nn.LeakyReLU(0.1, inplace=True), nn.Conv2d(3, 4, 3), nn.Conv2d(4, 3, 3)
