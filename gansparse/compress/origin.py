@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,6 +46,7 @@ def origin_of(task: GANTask, batch: Batch) -> dict[str, Any]:
     made: dict[str, Any] = {
         "task": task.name,
         "data": task.data_name,
+        "place": _place(task.data_name),
         "generator": digest(task.generator),
         "discriminator": digest(task.discriminator),
         "weights": dict(task.weights),
@@ -57,9 +60,22 @@ def origin_of(task: GANTask, batch: Batch) -> dict[str, Any]:
 
 def changes(found: Mapping[str, Any], own: Mapping[str, Any]) -> str:
     """What differs, for a message; "" where nothing does. What was not written down may be all."""
-    return ", ".join(
-        _NAMES[key] for key, value in own.items() if key in found and found[key] != value
-    )
+    differ = [key for key in _NAMES if key in found and key in own and found[key] != own[key]]
+    if "data" in differ:  # "mnist" and "./mnist" are one; runs from before keep the name alone
+        place = found.get("place") or _place(found["data"])
+        if place is not None and place == own.get("place"):
+            differ.remove("data")
+    return ", ".join(_NAMES[key] for key in differ)
+
+
+def _place(name: str) -> str | None:
+    """A digest of where data lie that have their folder's name, "celeba (train)", say."""
+    folder, phase = name, ""
+    if not os.path.exists(folder) and (found := re.fullmatch(r"(.+)( \(\w+\))", name)):
+        folder, phase = found.groups()
+    if not os.path.exists(folder):
+        return None
+    return hashlib.sha256((os.path.realpath(folder) + phase).encode()).hexdigest()
 
 
 def digest(module: nn.Module) -> str:
