@@ -126,6 +126,17 @@ def test_torch_is_needed_to_run_and_not_to_build() -> None:
     assert "torch>=2.6" in (requires("gansparse") or [])
 
 
+def test_cmake_is_as_new_as_the_architectures_are() -> None:
+    """The same minimum wherever one stands; 3.25 is the first that knows the suffix of 90a."""
+    lists, project = ((ROOT / x).read_text() for x in ("CMakeLists.txt", "pyproject.toml"))
+    least = re.findall(r"^cmake_minimum_required\(VERSION 3\.(\d+)\)", lists, re.M)
+    least += re.findall(r"\bcmake(?:\.version = \")?>=3\.(\d+)\"", project)
+    assert len(least) == 3
+    assert len(set(least)) == 1
+    assert "90a-real" in lists
+    assert int(least[0]) >= 25
+
+
 def test_one_version() -> None:
     assert _C.build_info()["version"] == version("gansparse")
 
