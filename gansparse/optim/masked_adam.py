@@ -39,7 +39,8 @@ class MaskedAdam(torch.optim.Optimizer):
         amsgrad: divide by the running maximum of the second moment.
         foreach: taken so that torch's arguments fit, without effect: the step is always fused.
         maximize: ascend.
-        capturable: keep the step counts on the device, so that a CUDA graph can capture the step.
+        capturable: keep the step counts on the device, so that a CUDA graph can capture the step,
+            which is refused otherwise.
         differentiable: refused if True.
         fused: as ``foreach``.
         decoupled_weight_decay: AdamW.
@@ -142,18 +143,28 @@ class MaskedAdam(torch.optim.Optimizer):
 
         Returns:
             The closure's loss.
+
+        Raises:
+            InputError: a rule of the core is broken, or a CUDA graph that captures the step would
+                repeat a step count or learning rate of the CPU; then no parameter was stepped.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        together = []
         for group in self.param_groups:
             with_grad = defaultdict(list)
             for parameter in group["params"]:
                 if parameter.grad is not None:
                     with_grad[parameter.device, parameter.dtype].append(parameter)
-            for parameters in with_grad.values():
-                self._step_together(group, parameters)
+            together += [(group, parameters) for parameters in with_grad.values()]
+        on_cuda = [(group, own) for group, own in together if own[0].device.type == "cuda"]
+        if on_cuda and torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
+            for group, parameters in on_cuda:
+                _check_capture(group, [self.state[p] for p in parameters if p in self.state])
+        for group, parameters in together:
+            self._step_together(group, parameters)
         return loss
 
     def _step_together(self, group: dict[str, Any], parameters: list[Tensor]) -> None:
@@ -349,6 +360,20 @@ def _check_mask(parameter: Tensor, mask: Tensor) -> None:
         raise InputError(
             f"MaskedAdam: a mask must have its parameter's strides {list(parameter.stride())}, got "
             f"{list(mask.stride())}; make it with torch.ones_like(parameter, dtype=torch.bool)"
+        )
+
+
+def _check_capture(group: dict[str, Any], states: list[dict[str, Tensor]]) -> None:
+    """A CUDA graph takes numbers of the CPU as they are when it is captured, for all replays."""
+    if not group["capturable"] or any(state["step"].device.type == "cpu" for state in states):
+        raise InputError(
+            "MaskedAdam: a CUDA graph would repeat one step count, which is on the CPU: give "
+            "MaskedAdam(..., capturable=True), and the same to a state that it loads"
+        )
+    if isinstance(group["lr"], Tensor) and group["lr"].device.type == "cpu":
+        raise InputError(
+            "MaskedAdam: a CUDA graph would not see lr change, a tensor on cpu: "
+            "put it on the parameters' device"
         )
 
 

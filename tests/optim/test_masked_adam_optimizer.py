@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from gansparse.errors import InputError
 from gansparse.optim import MaskedAdam, MaskedAdamW
@@ -371,6 +372,71 @@ def test_refuses_sparse_gradients_and_16_bits_on_the_cpu() -> None:
     with pytest.raises(InputError, match=r"params\[0\] must be float32 or float64"):
         optimizer.step()
     assert optimizer.state[half]["step"] == 0, "a refused step is not counted"
+
+
+# ---- In a CUDA graph ----------------------------------------------------------------------------
+
+
+def on_a_gpu() -> tuple[nn.Parameter, torch.Tensor]:
+    """A parameter with a gradient, and a learning rate, on a GPU that there need not be."""
+    with FakeTensorMode():
+        p = nn.Parameter(torch.ones(3, device="cuda"))
+        p.grad = torch.ones_like(p)
+        return p, torch.full((), 1e-3, device="cuda")
+
+
+def capture(monkeypatch: pytest.MonkeyPatch, capturing: bool = True) -> list[list[nn.Parameter]]:
+    """As if a graph were captured; returns what will have been stepped."""
+    stepped: list[list[nn.Parameter]] = []
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: capturing)
+    monkeypatch.setattr(MaskedAdam, "_step_together", lambda self, group, own: stepped.append(own))
+    return stepped
+
+
+@pytest.mark.parametrize("first", [0, 1])
+def test_a_graph_that_would_repeat_a_step_count_is_refused(
+    monkeypatch: pytest.MonkeyPatch, first: int
+) -> None:
+    on_cpu = nn.Parameter(torch.ones(3))
+    on_cpu.grad = torch.ones_like(on_cpu)
+    on_gpu, rate = on_a_gpu()
+    count = torch.zeros(())
+    groups = [{"params": [p]} for p in (on_cpu, on_gpu)]
+    stepped = capture(monkeypatch)
+    optimizer = MaskedAdam([groups[first], groups[1 - first]], lr=rate)
+    with pytest.raises(InputError, match=r"repeat one step count.*capturable=True") as caught:
+        optimizer.step()
+    assert "\n" not in str(caught.value)
+    assert not stepped
+    optimizer.param_groups[1 - first]["capturable"] = True
+    optimizer.step()
+    assert len(stepped) == 2
+    optimizer.state[on_gpu]["step"] = count  # which has not followed the option
+    with pytest.raises(InputError, match="step count, which is on the CPU"):
+        optimizer.step()
+
+
+def test_a_graph_that_would_not_see_the_learning_rate_change_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    on_gpu, rate = on_a_gpu()
+    optimizer = MaskedAdam([on_gpu], lr=torch.tensor(1e-3), capturable=True)
+    stepped = capture(monkeypatch)
+    with pytest.raises(InputError, match="lr change, a tensor on cpu: put it on the parameters'"):
+        optimizer.step()
+    assert not stepped
+    optimizer.param_groups[0]["lr"] = rate
+    optimizer.step()
+    assert stepped == [[on_gpu]]
+
+
+def test_what_no_graph_captures_may_be_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    on_gpu, _ = on_a_gpu()
+    optimizer = MaskedAdam([on_gpu], lr=torch.tensor(1e-3))
+    stepped = capture(monkeypatch, capturing=False)
+    optimizer.step()
+    assert stepped == [[on_gpu]]
 
 
 # ---- CUDA only -----------------------------------------------------------------------------------
