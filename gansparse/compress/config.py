@@ -84,6 +84,9 @@ class TrainConfig:
             neighbours). ``given``: as they are; ``searched``: that in which most of the criterion
             is kept, see `permute_channels`. The network is the same, with its weights in other
             places. More is kept indeed, but the pictures are better for it only at times.
+        order_seconds: that the search may take, of all generators together. A run whose search was
+            cut short, which its notes say, can't be made again from its seed; resumed, it goes on
+            with the order that it had.
         bits: of one weight, in technique m, which quantizes and does not prune.
         scope: ``erk``: small layers keep more; ``layer``: the ratio holds in each alike;
             ``global``: over all of them (see `Pruner`). 2:4 is the same in each whatever this says.
@@ -112,6 +115,7 @@ class TrainConfig:
     filters: str = "weights"
     criterion: str = "effect"
     order: str = "given"
+    order_seconds: float = 60.0
     bits: int = 4
     scope: str = "erk"
     include: tuple[str, ...] = ()
@@ -147,6 +151,7 @@ class TrainConfig:
         _one_of("order", self.order, ORDERS)
         _in_range("sparsity", self.sparsity, 0.0, 1.0, open_top=True)
         _in_range("ema", self.ema, 0.0, 1.0, open_top=True)
+        _in_range("order_seconds", self.order_seconds, 0.0, math.inf)
         _in_range("lambda_", self.lambda_, 0.0, math.inf)
         _in_range("output_weight", reading.output_weight, 0.0, math.inf)
         _in_range("feature_weight", reading.feature_weight, 0.0, math.inf)

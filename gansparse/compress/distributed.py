@@ -93,6 +93,16 @@ def average(value: torch.Tensor) -> torch.Tensor:
     return total / processes()
 
 
+def as_the_first(tensors: Iterable[torch.Tensor]) -> None:
+    """Each tensor becomes what it is in process 0, in place."""
+    if processes() == 1:
+        return
+    for tensor in tensors:
+        first = tensor.detach().clone(memory_format=torch.contiguous_format)
+        dist.broadcast(first, 0)
+        tensor.copy_(first)
+
+
 def average_values(values: dict[str, float]) -> dict[str, float]:
     """Means over all processes of numbers by name; the same names everywhere."""
     if processes() == 1 or not values:

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 import copy
 import inspect
+import time
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import nn
 
+from gansparse.compress import distributed
 from gansparse.compress.config import TrainConfig
 from gansparse.compress.norms import put_gradients_right
 from gansparse.compress.quantize import quantize
@@ -141,6 +144,7 @@ def make_pruner(
         batch = first_batch(module, task)
         if granularity == "2:4" and config.order == "searched" and recipe.objective != "layers":
             note = reorder_channels(module, config, task, batch)
+            distributed.as_the_first(module.state_dict().values())
         if granularity == "filter":
             try:
                 found = generator_channels(module, task, batch)
@@ -175,12 +179,14 @@ def make_pruner(
 def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask, batch: Batch) -> str:
     """Put channels into the order in which 2:4 keeps most, as the configuration scores weights.
 
-    The same module and configuration come to the same order. Technique l, which compares inner
-    layers of G_O and G_C channel by channel, does without.
+    The same module and configuration come to the same order, unless there was no time for all of
+    the search. Technique l, which compares inner layers of G_O and G_C channel by channel, does
+    without.
 
     Returns:
-        Why the order is as it was, if it is.
+        Why the order is as it was, or that the search was cut short, if so.
     """
+    deadline, cut, fault = time.monotonic() + config.order_seconds, False, ""
     effects: dict[str, Effect] = {}
     if config.criterion == "effect":
         effects = measure_effects(module, lambda generator: task.generate(generator, batch))
@@ -191,11 +197,48 @@ def reorder_channels(module: nn.Module, config: TrainConfig, task: GANTask, batc
         known = {k.removeprefix(prefix): v for k, v in effects.items() if k.startswith(prefix)}
         try:
             if own:
-                part = module.get_submodule(name)
-                permute_channels(part, *inputs, include=own, effects=known, seed=config.seed)
+                report = permute_channels(
+                    module.get_submodule(name),
+                    *inputs,
+                    include=own,
+                    effects=known,
+                    time_limit=max(0.0, deadline - time.monotonic()),
+                    seed=config.seed,
+                )
+                cut = cut or not all(row.finished for row in report.rows)
         except InputError as error:
-            return f"2:4 takes the channels in the order that they had: {error}"
-    return ""
+            fault = f"2:4 takes the channels in the order that they had: {error}"
+            break
+    ended = (
+        f"2:4: order_seconds={config.order_seconds:g} ended the search for an order of channels, "
+        "so the same seed may give another run"
+    )
+    return "; ".join([ended] * cut + [fault] * bool(fault))
+
+
+class Beginning:
+    """What a pruner has from the run's start that a resumed run can't find again.
+
+    A search that was cut short comes to another order of channels the next time.
+    """
+
+    def __init__(self, pruner: Pruner) -> None:
+        self.pruner = pruner
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was measured of the layers, and the notes."""
+        effects = self.pruner.effects.items()
+        return {
+            "effects": {name: {"inputs": x.inputs, "variance": x.variance} for name, x in effects},
+            "notes": list(self.pruner.notes),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """The inverse; measured values in place."""
+        for name, effect in self.pruner.effects.items():
+            effect.inputs.copy_(state["effects"][name]["inputs"])
+            effect.variance.copy_(state["effects"][name]["variance"])
+        self.pruner.notes = list(state["notes"])
 
 
 def first_batch(module: nn.Module, task: GANTask) -> Batch:

@@ -33,6 +33,7 @@ from gansparse.compress.origin import changes, origin_of
 from gansparse.compress.quantize import plain
 from gansparse.compress.recipes import get_recipe
 from gansparse.compress.start import (
+    Beginning,
     check_fit,
     critic_pruner,
     d_update_rule,
@@ -60,7 +61,8 @@ class Result:
         masks: parameter name -> bool mask; empty where nothing was pruned.
         history: one row per logged step: step, sparsity, loss, terms.
         seconds: wall time of the steps, over all resumes.
-        notes: one sentence for each layer that can't reach its target sparsity, and why.
+        notes: one sentence for each layer that can't reach its target sparsity, and why; and what
+            else did not come as the configuration says.
         files: the generator's weights: one, or one for each network that it consists of.
     """
 
@@ -298,6 +300,7 @@ class Trainer:
 
     def _parts(self) -> dict[str, Any]:
         """Everything that has a state of its own."""
+        ordered = self.config.order == "searched"
         parts = {
             "g": self.g_c,
             "d": self.d,
@@ -306,6 +309,7 @@ class Trainer:
             "opt_d": self.opt_d,
             "pruner": self.pruner,
             "pruner_d": self.pruner_d,
+            "beginning": Beginning(self.pruner) if ordered and self.pruner is not None else None,
             "pool": self.pool,
             "references": self.objective.references,
         }

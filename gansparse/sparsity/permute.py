@@ -106,7 +106,7 @@ def permute_channels(
             them again afterwards, their channels have moved.
         rounds: of each search, see `search_permutation`.
         time_limit: seconds for all searches together; where it isn't reached, the same model,
-            rounds and seed give the same order.
+            rounds and seed give the same order. With 0 the order stays as it is.
         seed: of the searches.
 
     Raises:

@@ -9,7 +9,7 @@ import torch
 from tiny import in_two_parts_as_in_one
 from torch import nn
 
-from gansparse.compress import TrainConfig, Trainer
+from gansparse.compress import TrainConfig, Trainer, start
 from gansparse.compress.start import first_batch, reorder_channels
 from gansparse.errors import InputError
 
@@ -71,6 +71,55 @@ def test_a_run_in_two_parts_ends_as_one_in_one(tmp_path):
     whole = in_two_parts_as_in_one(config(), 2, tmp_path)
     fours = weight(whole.generator).unflatten(0, (-1, 4))  # transposed: inputs first
     assert ((fours != 0).sum(1) == 2).all()
+
+
+def test_a_search_that_is_cut_short_says_so(task):
+    settings = config().with_settings(["order_seconds=0"])
+    trainer = Trainer(task, settings)
+    assert torch.equal(weight(trainer.g_c), weight(task.generator))
+    (note,) = trainer.pruner.notes
+    assert "order_seconds=0 ended the search" in note
+    assert "the same seed may give another run" in note
+    with pytest.raises(InputError, match="0 <= order_seconds <= inf, got -1"):
+        config().with_settings(["order_seconds=-1"])
+
+
+def test_all_searches_share_the_time(task, monkeypatch):
+    clock, limits = iter([100.0, 130.0, 170.0]), []
+
+    def search(module, *inputs, time_limit, **rest):
+        limits.append(time_limit)
+        return SimpleNamespace(rows=())
+
+    monkeypatch.setattr(start, "permute_channels", search)
+    monkeypatch.setattr(start, "time", SimpleNamespace(monotonic=lambda: next(clock)))
+    both = nn.ModuleDict({name: nn.Sequential(nn.Conv2d(3, 3, 1)) for name in ("one", "other")})
+    x = torch.randn(2, 3, 4, 4)
+    task.generate = lambda g, batch: [part(x) for part in g.values()]
+    assert reorder_channels(both, config(criterion="magnitude"), task, {}) == ""
+    assert limits == [30.0, 0.0]
+
+
+def test_a_run_in_two_parts_keeps_the_order_of_its_first(tmp_path, monkeypatch):
+    """And what was measured of it, where the search is cut short in the first one only."""
+    searches, notes = [], []
+    permute, beginning = start.permute_channels, start.Beginning.load_state_dict
+
+    def search(*args, time_limit, **rest):
+        searches.append(args)
+        return permute(*args, time_limit=0.0 if len(searches) < 3 else time_limit, **rest)
+
+    def load(self, state):
+        notes.append(list(self.pruner.notes))
+        beginning(self, state)
+        notes.append(list(self.pruner.notes))
+
+    monkeypatch.setattr(start, "permute_channels", search)
+    monkeypatch.setattr(start.Beginning, "load_state_dict", load)
+    in_two_parts_as_in_one(config(lr=1e-2), 2, tmp_path)
+    assert len(searches) == 3
+    assert not notes[0]
+    assert "ended the search" in notes[1][0]
 
 
 def test_a_generator_that_cannot_be_traced_keeps_its_order_and_says_so(task):

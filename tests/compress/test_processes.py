@@ -20,12 +20,13 @@ VICTIM = Path(__file__).with_name("distributed_victim.py")
 CASES = tuple(f"normless-{way}" for way in ("b-sample", "b-batch", "d-sample", "l-sample"))
 FAMILIES = tuple(f"{name}-b-sample" for name in ("dcgan", "pix2pix", "cyclegan", "stargan"))
 HALF = "normless-b-sample-bf16"
+ORDERED = "dcgan-b-sample-ordered"
 TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node")
 
 
 def run(out, data, count):
     """Runs all cases in ``count`` processes; in one, also from weights that are a little off."""
-    cases = (*CASES, *FAMILIES, HALF)
+    cases = (*CASES, *FAMILIES, HALF, ORDERED)
     if count == 1:
         cases += tuple(f"{case}-moved" for case in FAMILIES)
     started_by = () if count == 1 else (*TORCHRUN, str(count))
@@ -84,7 +85,7 @@ def test_families_in_two_processes_differ_from_one_by_rounding(runs, case):
     assert apart <= 1e-4 + 5 * grown
 
 
-@pytest.mark.parametrize("case", [*CASES, *FAMILIES, HALF])
+@pytest.mark.parametrize("case", [*CASES, *FAMILIES, HALF, ORDERED])
 def test_all_processes_train_the_same_networks(runs, case):
     one, other = (torch.load(runs[1] / case / f"rank{rank}.pt") for rank in (0, 1))
     for net, same in zip(one, other, strict=True):

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import itertools
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 from gansparse.errors import InputError
-from gansparse.sparsity import search_permutation
+from gansparse.sparsity import permutation, search_permutation
 from gansparse.sparsity.permutation import _Climb, kept_by_two_of_four
 
 
@@ -66,7 +67,7 @@ def test_the_table_follows_the_order():
     scores = scores_of(50, 32)
     climb = _Climb(scores.T.contiguous())
     climb.shake(torch.Generator().manual_seed(1))
-    assert climb.climb(math.inf)
+    climb.climb()
     anew = _Climb(scores[:, climb.order].T.contiguous())
     torch.testing.assert_close(climb.values[climb.order][:, climb.order], anew.values)
     assert climb.total() == pytest.approx(kept_by_two_of_four(scores[:, climb.order]), rel=1e-6)
@@ -90,6 +91,38 @@ def test_repeats_itself_and_stops_in_time():
     assert not short.finished
     assert sorted(short.order.tolist()) == list(range(64))
     assert straight.after >= short.after == kept_by_two_of_four(scores[:, short.order])
+
+
+def test_without_time_the_order_is_what_it_was(monkeypatch):
+    """At once, however large the table of exchanges would be."""
+    monkeypatch.setattr(_Climb, "_renew", lambda climb, changed: pytest.fail("made the table"))
+    scores = scores_of(64, 64)
+    found = search_permutation(scores, time_limit=0.0)
+    assert found.order.tolist() == list(range(64))
+    assert found.before == found.after == kept_by_two_of_four(scores)
+    assert not found.finished
+
+
+def test_wherever_it_is_cut_short_it_has_an_order(monkeypatch):
+    """Also within the first table, a sweep, or the shaking: a clock that counts the looks at it."""
+    monkeypatch.setattr(permutation, "_AT_ONCE", 1)  # looks after every four
+    scores = scores_of(16, 32)
+    whole = search_permutation(scores, rounds=2)
+    kept = []
+    for limit in range(1, 1000):
+        clock = SimpleNamespace(monotonic=itertools.count().__next__)
+        monkeypatch.setattr(permutation, "time", clock)
+        found = search_permutation(scores, rounds=2, time_limit=limit)
+        assert sorted(found.order.tolist()) == list(range(32))
+        assert found.after == kept_by_two_of_four(scores[:, found.order]) >= found.before
+        kept.append(found.after)
+        if found.finished:
+            break
+    assert found.finished
+    assert torch.equal(found.order, whole.order)
+    assert kept == sorted(kept)
+    assert kept[7] == whole.before, "the first table takes 8 looks"
+    assert len(set(kept)) > 2
 
 
 @pytest.mark.cuda
