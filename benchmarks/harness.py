@@ -18,6 +18,7 @@ import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -138,16 +139,38 @@ def machine() -> dict[str, str]:
     facts = collect()
     cpu = f"{facts['cpu']['machine']} x{os.cpu_count()}"
     devices = facts["cuda"]["devices"]
-    head = _git("rev-parse", "--short=10", "HEAD") or os.environ.get("COMMIT", "")
-    changed = bool(_git("status", "--porcelain", "--untracked-files=no", "--", "csrc", "gansparse"))
+    head = _told("git", "rev-parse", "--short=10", "HEAD") or os.environ.get("COMMIT", "")
+    status = ("git", "status", "--porcelain", "--untracked-files=no")
+    changed = bool(_told(*status, "--", "csrc", "gansparse"))
     return {
         "machine": f"{cpu}, {devices[0]['name']}" if devices else cpu,
         "simd": facts["cpu"]["simd"],
         "torch": facts["versions"]["torch"],
+        **cuda_versions(facts["cuda"]),
         "python": platform.python_version(),
         "commit": f"{head}+changes" if changed else head,
         "date": datetime.date.today().isoformat(),
         "load": f"{os.getloadavg()[0]:.1f}",
+    }
+
+
+def cuda_versions(facts: dict[str, Any]) -> dict[str, str]:
+    """What times on a GPU depend on besides; nothing where there is none.
+
+    The driver's own version and that of CUDA which it knows, those of CUDA and cuDNN that torch
+    brought, and the nvcc that our kernels were compiled with.
+    """
+    if not facts["devices"] or not torch.cuda.is_available():
+        return {}
+    core: Any = torch._C
+    known = core._cuda_getDriverVersion()
+    smi = _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
+    driver = [*smi.splitlines()[:1], f"CUDA {known // 1000}.{known % 1000 // 10}"]
+    return {
+        "driver": " ".join(driver),
+        "cuda": str(torch.version.cuda),
+        "cudnn": str(torch.backends.cudnn.version()),  # type: ignore[no-untyped-call]
+        "nvcc": facts["nvcc"],
     }
 
 
@@ -171,10 +194,11 @@ def save_results(rows: list[Row], path: Path) -> None:
 
 
 def write_rows(rows: list[Row], path: Path) -> None:
-    """A CSV whose columns are those of the last row."""
+    """A CSV whose columns are those of the last row, then what only others have."""
+    columns = dict.fromkeys(column for row in reversed(rows) for column in row)
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[-1]), lineterminator="\n")
+        writer = csv.DictWriter(file, fieldnames=list(columns), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
 
@@ -206,11 +230,9 @@ def format_row(row: Row) -> str:
     return f"{line}  {float(row['share_of_limit']):.0%} of the limit ({row['limits']})"
 
 
-def _git(*arguments: str) -> str:
+def _told(*command: str) -> str:
     try:
-        done = subprocess.run(
-            ("git", *arguments), cwd=ROOT, capture_output=True, text=True, check=False
-        )
-    except OSError:  # there is no git
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    except OSError:  # there is no such program
         return ""
     return done.stdout.strip()

@@ -7,7 +7,9 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
+from gansparse.info import collect
 from gansparse.testing import timing
 
 ROOT = Path(__file__).parents[1]
@@ -55,3 +57,41 @@ def test_new_rows_replace_those_of_their_case_only(
     harness.save_results([row("b", "two", "4")], path)
     found = {(r["op"], r["case"]): r["median_ms"] for r in harness.read_results(path)}
     assert found == {("a", "one"): "3", ("b", "one"): "1", ("b", "two"): "4"}
+
+
+def test_what_was_measured_on_a_gpu_tells_all_versions(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    from benchmarks import harness
+
+    versions = {"driver", "cuda", "cudnn", "nvcc"}
+    facts = collect()
+    monkeypatch.setattr(harness, "collect", lambda: facts)
+    monkeypatch.setattr(harness, "_told", lambda *command: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    facts["cuda"] |= {"devices": [{"name": "Some GPU"}], "nvcc": "13.0.88"}
+    without = harness.machine()
+    assert not versions & set(without)
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.version, "cuda", "12.8")
+    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13010, raising=False)
+    monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
+    assert harness.machine()["driver"] == "CUDA 13.1", "where there is no nvidia-smi"
+    told = {"nvidia-smi": "590.44.01\n590.44.01"}
+    monkeypatch.setattr(harness, "_told", lambda name, *rest: told.get(name, ""))
+    found = harness.machine()
+    expected = {"driver": "590.44.01 CUDA 13.1", "cuda": "12.8", "cudnn": "91002"}
+    assert found == {**without, **expected, "nvcc": "13.0.88"}
+
+    # Beside rows that tell less, in either order.
+    path, row = tmp_path / "rows.csv", {"op": "a", "case": "one"}
+    for case, machine in (("one", without), ("two", found), ("three", without)):
+        harness.save_results([{**row, "case": case, **machine}], path)
+    rows = {r["case"]: r for r in harness.read_results(path)}
+    assert rows["two"] == {**row, "case": "two", **found}
+    assert rows["one"]["nvcc"] == rows["three"]["nvcc"] == ""
+
+    facts["cuda"]["devices"] = []
+    assert not versions & set(harness.machine())
