@@ -308,7 +308,7 @@ def entries_of(
                 matters: tuple[Any, ...] = ()
                 if RECIPES[key].prunes:
                     matters = (granularity, sparsity)
-                elif key in ("c", "o"):  # a network of as many parameters as are left
+                elif RECIPES[key].smaller:
                     matters = (sparsity,)
                 for each in (bits if RECIPES[key].quantizes else ()) or (config.bits,):
                     entry = Entry(replace(config, bits=each))

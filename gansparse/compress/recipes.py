@@ -72,6 +72,11 @@ class Recipe:
         return self.schedule in ("one-shot", "agp")
 
     @property
+    def smaller(self) -> bool:
+        """Whether the deployed generator is a small dense network, of as many weights as are left."""
+        return self.technique.startswith("small dense network")
+
+    @property
     def quantizes(self) -> bool:
         """Whether the deployed generator's weights take few levels."""
         return self.schedule == "e-m"

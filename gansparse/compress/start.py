@@ -50,7 +50,7 @@ def original_generator(task: GANTask, recipe: Recipe, device: torch.device) -> n
 
 def starting_generator(task: GANTask, recipe: Recipe, config: TrainConfig) -> nn.Module:
     """The generator to be deployed, as the row's column "G init" says."""
-    if recipe.key in ("c", "o"):
+    if recipe.smaller:
         if task.small_generator is None:
             raise InputError(
                 f"recipe {recipe.key!r} needs a smaller generator: "

@@ -14,6 +14,9 @@ from gansparse.errors import GansparseError, InputError
 from gansparse.files import read_json
 from gansparse.report.entry import REMEDY, Entry
 
+#: Techniques of small dense networks, of as many weights as the others leave.
+_SMALLER = ("c", "o")
+
 
 @dataclass(frozen=True)
 class Run:
@@ -115,9 +118,10 @@ class Group:
 
     @property
     def place(self) -> tuple[str, float]:
-        """Granularity and sparsity, ("dense", 0) of a technique that prunes nothing (a, m)."""
+        """Granularity and sparsity, ("dense", 0) of a technique that leaves all weights (a, m)."""
         run = self.first
-        return ("dense", 0.0) if run.achieved_sparsity == 0 else (run.granularity, run.sparsity)
+        whole = run.achieved_sparsity == 0 and run.key not in _SMALLER
+        return ("dense", 0.0) if whole else (run.granularity, run.sparsity)
 
     @property
     def title(self) -> str:

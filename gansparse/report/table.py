@@ -177,9 +177,10 @@ def headline(report: Report) -> str:
     for group in report.groups:
         fields.setdefault(group.place, []).append(group)
 
-    def weight(field: tuple[str, float]) -> tuple[bool, int, float]:
+    def weight(field: tuple[str, float]) -> tuple[bool, bool, int, float]:
         groups = fields[field]
-        return any(group.first.key == "b" for group in groups), len(groups), field[1]
+        has_b = any(group.first.key == "b" for group in groups)
+        return has_b, field[1] > 0, len(groups), field[1]
 
     granularity, sparsity = max(fields, key=weight)
     ranked = sorted(fields[granularity, sparsity], key=lambda group: group.fid)

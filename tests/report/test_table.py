@@ -70,6 +70,25 @@ def test_what_prunes_nothing_is_no_rival_of_what_does(tmp_path):
     assert group.name not in headline(changed)
 
 
+def test_a_small_dense_network_is_a_rival_of_as_many_weights(tmp_path):
+    report = load_report(make_run(tmp_path, sparsities=(0.5,)))
+    runs = list(report.runs)
+    other = next(i for i, run in enumerate(runs) if run.key != "b")
+    runs[other] = replace(runs[other], key="c", fid=0.1, achieved_sparsity=0.0)
+    changed = replace(report, runs=tuple(runs))
+    assert "At 50 % element" in plain(headline(changed))
+    assert f"Better here is {runs[other].technique}" in plain(headline(changed))
+
+
+def test_the_headline_is_of_what_was_pruned(tmp_path):
+    """Without b, too: not of the field of those that prune nothing, however many they are."""
+    report = load_report(make_run(tmp_path, sparsities=(0.5,)))
+    pruned = next(run for run in report.runs if run.key != "b")
+    whole = [replace(pruned, key=k, technique=k, achieved_sparsity=0.0, fid=0.1) for k in "am"]
+    changed = replace(report, runs=(pruned, *whole))
+    assert plain(headline(changed)).startswith("At 50 % element")
+
+
 def test_a_row_without_rivals_is_not_marked(tmp_path):
     report = load_report(make_run(tmp_path, sparsities=(0.5, 0.9)))
     alone = replace(report, runs=tuple(run for run in report.runs if run.key == "b"))
