@@ -13,6 +13,8 @@ import math
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import torch
+
 from gansparse.testing.samples import feature_moments as moments
 from gansparse.testing.samples import instance_norm as norms
 from gansparse.testing.samples import sparse_conv_transpose2d as transposed
@@ -306,7 +308,9 @@ def list_times(sample: Sample, shared_by: int, kept: float, gpu: Gpu) -> dict[st
     taps = kernel**2 // up
     pixels = n * h * w if sample.transposed else n * h * w // sample.stride**2
     rows = sample.out * up
-    channels = sample.pack(sample.dense()).geometry.block
+    ends = (c, sample.out) if sample.transposed else (sample.out, c)
+    zeros = torch.zeros(*ends, kernel, kernel)
+    channels = sample.pack(zeros).geometry.block  # which no value decides
     # ---- A warp's work for a block of channels: four rows, a tile of pixels ----
     tiles = -(-pixels // (LIST_TILE[0] * LIST_TILE[1]))
     warps = tiles * -(-rows // WARP_ROWS) * -(-c // channels)
@@ -464,7 +468,7 @@ def main() -> None:
     for batch in [*moments.samples("model"), moments.Sample("inception-50k", 50_000, 2048)]:
         print(f"| {batch.name} | {cells(moment_times(batch, gpu))} |")
 
-    print("\n| batch 16, bfloat16 | tiles | dense convolutions | ours | norms | moments save "
+    print("\n| ms | tiles | dense convolutions | ours | norms | moments save "
           "| making | moving | ratio without | with |")  # fmt: skip
     print("|" + "---|" * 10)
     for name, steps in GENERATORS.items():

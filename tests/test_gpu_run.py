@@ -285,6 +285,13 @@ def test_no_stage_stops_the_others_and_the_table_tells_all(
     assert gpu.main() == 1
     rows = {row["name"]: row for row in gpu.read_csv(tmp_path / "out" / "gpu-some-gpu-x1.csv")}
     stages = {name: row["result"] for name, row in rows.items() if row["kind"] == "stage"}
+    order = ("CUDA tests", "benchmark frechet", "benchmark gen", "compute-sanitizer", "other")
+    first = [min(i for i, s in enumerate(stages) if s.startswith(name)) for name in order]
+    assert first == sorted(first)
+    page = (Path(gpu.__file__).with_name("README.md")).read_text(encoding="utf-8")
+    told = ("the CUDA\ntests", "the benchmarks", "whole generator", "compute-sanitizer", "the rest")
+    places = [page.index(name, page.index("## A CUDA machine")) for name in told]
+    assert places == sorted(places)
     assert stages.pop("CUDA tests") == "ok; 1 passed"
     assert stages.pop("other tests").endswith("; 1 failed; first: tests/a.py::test_b")
     assert stages.pop("benchmark masked_adam") == "ok"
