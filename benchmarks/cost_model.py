@@ -50,6 +50,8 @@ LIST_INSTRUCTIONS, BLOCK_INSTRUCTIONS, POSITION_INSTRUCTIONS, COPY_INSTRUCTIONS 
 #: Of feature_moments: features on each side of a block's and of a warp's tile; instructions of a
 #: warp for a row, counted in what nvcc 13.0 makes for sm_90 in float32.
 MOMENT_TILE, MOMENT_WARP, MOMENT_INSTRUCTIONS = 64, 32, 13
+#: Of the Fréchet distance: how often checks and copies read or write a matrix.
+FRECHET_PASSES = 25
 #: Instructions of a lane for a value of which tiles leave moments, counted in what nvcc makes.
 LEAVING_INSTRUCTIONS = {"mma.sp": 9, "wgmma.sp": 7}
 #: How many times as fast as cuDNN 2:4 tiles are taken to be in a generator's largest layers.
@@ -117,6 +119,9 @@ class Gpu:
         winograd: how much fewer multiply-adds may make 3 x 3 kernels of stride 1 faster.
         double: multiply-adds a cycle and multiprocessor of float64 tensor cores.
         widen: numbers a cycle and multiprocessor that become float64.
+        blas: multiply-adds a second times two of cuBLAS in float64: 76 % of the datasheet's peak,
+            as published for an H100.
+        launch: seconds of a launch that the next one waits for.
     """
 
     clock: float = 1.755e9
@@ -135,6 +140,8 @@ class Gpu:
     winograd: float = 1.6
     double: int = 128
     widen: int = 16
+    blas: float = 51e12
+    launch: float = 3e-6
 
 
 def halo(sample: Sample, rows: int = 8, columns: int = 16) -> int:
@@ -366,6 +373,30 @@ def moment_times(sample: moments.Sample, gpu: Gpu) -> dict[str, float]:
     }
 
 
+def frechet_times(features: int, best: bool, gpu: Gpu) -> dict[str, float]:
+    """Seconds of frechet_distance's steps, which follow one another, for well-conditioned float64.
+
+    Eigenvalues take 4/3 F³ flops until the matrix is tridiagonal, in one stage: for each column
+    half of them multiply what is left of the matrix by a vector, the other half update it.
+
+    Args:
+        features: F.
+        best: products at the peak; each column reads a triangle of what is left, out of the second
+            cache, and no launch is waited for. If not: as cuBLAS, all of it from memory, and one.
+        gpu: rates.
+    """
+    cube = features**3
+    rate = 2 * gpu.double * gpu.clock * gpu.processors if best else gpu.blas
+    return {
+        "checks": FRECHET_PASSES * 8 * features**2 / gpu.memory,
+        "factor": cube / 3 / rate,
+        "products": 4 * cube / rate,  # S L and Lᵀ (S L), zeros of L included
+        "updates": 2 * cube / 3 / rate,
+        "reads": 8 * cube / 6 / gpu.cache if best else 8 * cube / 3 / gpu.memory,
+        "launches": 0.0 if best else features * gpu.launch,
+    }
+
+
 def leaving_times(kernel: str, step: Step, batch: int, gpu: Gpu) -> dict[str, float]:
     """Seconds that a layer's moments save its norm; to make them, beside no products; to move them.
 
@@ -467,6 +498,13 @@ def main() -> None:
     print("|---|---|---|---|---|---|---|")
     for batch in [*moments.samples("model"), moments.Sample("inception-50k", 50_000, 2048)]:
         print(f"| {batch.name} | {cells(moment_times(batch, gpu))} |")
+
+    print("\n| Fréchet, 2048, ms | checks | factor | products | updates | reads | launches | sum |")
+    print("|---|---|---|---|---|---|---|---|")
+    for name, best in (("at best", True), ("as assumed", False)):
+        found = frechet_times(2048, best, gpu)
+        each = " | ".join(f"{1e3 * t:.2f}" for t in (*found.values(), sum(found.values())))
+        print(f"| {name} | {each} |")
 
     print("\n| ms | tiles | dense convolutions | ours | norms | moments save "
           "| making | moving | ratio without | with |")  # fmt: skip

@@ -8,6 +8,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from gansparse.metrics import frechet
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "cuda.md").read_text(encoding="utf-8")
@@ -23,6 +27,21 @@ def test_the_page_has_every_table_of_the_cost_model(
     for table in tables:
         if not table.startswith("| norm"):  # which the page tells in words
             assert f"\n\n{table}\n\n" in f"{PAGE}\n"
+
+
+def test_the_frechet_distance_takes_the_products_of_its_model(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT))
+    model = import_module("benchmarks.cost_model")
+    monkeypatch.setattr(frechet, "_tile", lambda matrix: matrix.shape[0])  # as on a GPU
+    torch.manual_seed(0)
+    one, other = (torch.cov(torch.randn(96, 300, dtype=torch.float64)) for _ in range(2))
+    with FlopCounterMode(display=False) as counted:
+        assert frechet._overlap_from_eigenvalues(one, other) is not None
+    gpu = model.Gpu()
+    products = model.frechet_times(96, False, gpu)["products"] * gpu.blas
+    assert counted.get_total_flops() == pytest.approx(products, rel=1e-12)
 
 
 def test_the_page_has_the_registers_of_masked_adam() -> None:
