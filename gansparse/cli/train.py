@@ -42,7 +42,7 @@ from gansparse.cli.options import (
 )
 
 train_app = typer.Typer(
-    help="Train a network from scratch (the originals' own training).", no_args_is_help=True
+    help="Train a network as the originals do, from scratch or further.", no_args_is_help=True
 )
 
 _NEVER = 2**62  # steps of D to one of G

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The public functions: make a task, compress it. The command line calls nothing else."""
+"""The public functions: make a task, compress it, score it."""
 
 from __future__ import annotations
 

@@ -2,7 +2,7 @@
 """What a compiled generator is made of: fused layers, and the kernels that can run them.
 
 A `Conv` is a convolution with all that was fused into it; it runs in plain torch and is the
-reference for its kernels, which `KERNELS` names. A `Norm` is an InstanceNorm with what follows.
+reference for its kernels, which `kernels` names. A `Norm` is an InstanceNorm with what follows.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ Slope = float | Tensor
 #: How a kernel wants its input, and gives its output.
 Layout = Literal["NCHW", "channels_last"]
 FORMATS = {"NCHW": torch.contiguous_format, "channels_last": torch.channels_last}
-_PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate"}
 #: A dense kernel leaves out a layer's empty filters when they are at least this share.
 _WORTH_SPREADING = 1 / 8
 #: An element kernel needs this share of zeros to have a chance; measured break-even is at 0.2.
@@ -124,7 +123,6 @@ class Conv(nn.Module):
         self.register_buffer("rows", rows)
         self.register_buffer("bias", bias)
         self.register_buffer("weight", weight.contiguous(memory_format=self.format))
-        self.slope = layer.slope
 
     def forward(
         self,
@@ -161,7 +159,7 @@ class Conv(nn.Module):
         high, wide = self.layer.padding
         if self.layer.pad_mode == "zeros":
             return x, (high, wide)
-        return F.pad(x, (wide, wide, high, high), _PAD_MODES[self.layer.pad_mode]), (0, 0)
+        return F.pad(x, (wide, wide, high, high), self.layer.pad_mode), (0, 0)
 
     def _spread(self, made: Tensor) -> Tensor:
         shape = (made.shape[0], self.layer.out_channels, *made.shape[2:])

@@ -11,7 +11,7 @@ from torch import Tensor
 from gansparse import _C
 from gansparse.errors import InputError
 from gansparse.ops._arrays import takes_arrays
-from gansparse.ops._library import current_stream, define, describe
+from gansparse.ops._library import current_stream, define, describe, wants_gradient
 from gansparse.ops.sparse_conv2d import _channels_last, _tiles_output, sparse_conv2d_reference
 from gansparse.ops.sparse_conv2d_tiles import COLUMN_STEP, PackedTiles
 
@@ -50,9 +50,7 @@ def sparse_conv2d_moments(
         ([[8.0, 24.0]], [2.0, 16.0, 128.0])
     """
     *tensors, geometry = weight
-    if torch.is_grad_enabled() and any(
-        t is not None and t.requires_grad for t in (input, weight.values, bias)
-    ):
+    if wants_gradient(input, weight.values, bias):
         raise InputError(
             "sparse_conv2d_moments: computes no gradients: call sparse_conv2d, or call it under "
             "torch.no_grad()"

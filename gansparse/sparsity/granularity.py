@@ -210,7 +210,7 @@ def make_mask(
     scores = pattern.scores(magnitude)
     kept = keep_highest_each([scores], [units_to_prune(sparsity, scores.numel(), granularity)])
     mask = pattern.expand(kept[0], magnitude)
-    return weight_form(mask, weight, transposed=transposed, groups=groups)
+    return weight_form(mask, weight, transposed=transposed)
 
 
 def check_sparsity(sparsity: object, granularity: str = "element") -> float:
@@ -327,7 +327,7 @@ def unit_form(
     return split.transpose(1, 2).contiguous() if transposed else split.contiguous()
 
 
-def weight_form(mask: Tensor, weight: Tensor, *, transposed: bool, groups: int) -> Tensor:
+def weight_form(mask: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
     """Back from [G, O, C, T] to the weight's own shape and strides."""
     if transposed:
         mask = mask.transpose(1, 2)

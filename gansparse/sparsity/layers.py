@@ -20,7 +20,7 @@ _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 
 #: What is pruned unless the user says otherwise: every convolution, transposed or not.
-DEFAULT_TYPES: tuple[Selector, ...] = _CONVOLUTIONS + _TRANSPOSED
+_PRUNED = _CONVOLUTIONS + _TRANSPOSED  # unless layers are chosen
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ def select_layers(
     """
     excluded = {layer.name for each in _tuple(exclude) for layer in matching(layers, each)}
     if include is None:
-        included = {x.name for x in layers if isinstance(x.module, _CONVOLUTIONS + _TRANSPOSED)}
+        included = {x.name for x in layers if isinstance(x.module, _PRUNED)}
     else:
         included = {layer.name for each in _tuple(include) for layer in matching(layers, each)}
     return [layer for layer in layers if layer.name in included - excluded]

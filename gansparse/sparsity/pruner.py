@@ -176,7 +176,6 @@ class Pruner:
                 self.pattern.expand(stays, magnitude),
                 layer.weight,
                 transposed=layer.transposed,
-                groups=layer.groups,
             )
         changed = False
         for parameter, mask in self.masks.items():

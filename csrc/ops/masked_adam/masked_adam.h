@@ -116,9 +116,6 @@ GANSPARSE_HD void update(const Coefficients<T>& c, T grad, T* param, T* exp_avg,
 
 // ---- CPU kernels: elements [begin, end) of one item ---------------------------------------------
 
-using RangeF32 = void (*)(const Item& item, const Coefficients<float>& c, int64_t begin,
-                          int64_t end);
-
 void update_range_avx2(const Item& item, const Coefficients<float>& c, int64_t begin, int64_t end);
 void update_range_avx512(const Item& item, const Coefficients<float>& c, int64_t begin,
                          int64_t end);
