@@ -22,7 +22,7 @@ from gansparse.compress.losses import (
 )
 from gansparse.compress.recipes import Recipe
 from gansparse.errors import InputError
-from gansparse.tasks.gan import Batch, Fake, GANTask, Terms, weighted_mean
+from gansparse.tasks.gan import Batch, Fake, GANTask, Terms, pictures_of, weighted_mean
 
 Losses = dict[str, torch.Tensor]  # name -> scalar, weighted
 
@@ -94,7 +94,10 @@ class Objective:
             return self._gap(terms_o, terms_c)
         fake = fake_o if self.d_update == "adversarial-original" else fake_c
         judged = task.judge(d, fake, batch)
-        loss = weighted_mean(task, self._d_terms(d, batch, fake, judged_real, judged))
+        sides = batch
+        if self.recipe.objective == "imitation":  # a penalty lies between what D tells apart
+            sides = _with_real(batch, fake_o)
+        loss = weighted_mean(task, self._d_terms(d, batch, fake, judged_real, judged, sides))
         if self.recipe.objective == "imitation":
             judged_real = task.judge(d, task.real(batch), batch)
         if own := task.real_terms(judged_real, batch):
@@ -161,7 +164,19 @@ class Objective:
         return gen, self._d_terms(d, batch, fake, judged_real, judged), features
 
     def _d_terms(
-        self, d: nn.Module, batch: Batch, fake: Fake, judged_real: Any, judged: Any
+        self,
+        d: nn.Module,
+        batch: Batch,
+        fake: Fake,
+        judged_real: Any,
+        judged: Any,
+        sides: Batch | None = None,
     ) -> Terms:
         terms = self.task.discriminator_terms(judged_real, judged, batch)
-        return terms | self.task.penalty_terms(d, fake, batch)
+        return terms | self.task.penalty_terms(d, fake, batch if sides is None else sides)
+
+
+def _with_real(batch: Batch, fake: Fake) -> Batch:
+    """The batch with these pictures for its real ones, if it has such."""
+    pictures = list(pictures_of(fake).values())
+    return {**batch, "real": pictures[0]} if "real" in batch and len(pictures) == 1 else batch

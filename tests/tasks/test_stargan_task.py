@@ -248,6 +248,26 @@ def test_both_paths_of_eq_8_take_the_penalty_at_the_same_places() -> None:
     assert not torch.equal(*penalties)
 
 
+@pytest.mark.parametrize("key", ["h", "j"])
+def test_the_penalty_lies_between_what_d_tells_apart(key) -> None:
+    """Real pictures and G_C's; for technique j, whose D takes G_O's for the real ones, those."""
+    task = tiny()
+    batch = {name: value.double() for name, value in task.batch(0).items()}
+    discriminator, generator = task.discriminator.double(), task.generator.double()
+    fake_o = detached(task.generate(generator, batch))
+    fake_c = {"fake": torch.rand_like(batch["real"])}
+    objective = Objective(task, get_recipe(key), config(key), "adversarial-compressed")
+    found = objective.d_loss(discriminator, batch, fake_o, fake_c)
+    real = fake_o["fake"] if key == "j" else batch["real"]
+    places = batch["epsilon"] * real + (1 - batch["epsilon"]) * fake_c["fake"]
+    slopes = [torch.func.grad(lambda x: discriminator(x[None])[0].sum())(x) for x in places]
+    penalty = torch.stack([(slope.square().sum().sqrt() - 1) ** 2 for slope in slopes]).mean()
+    source_real, source = (discriminator(pictures)[0].mean() for pictures in (real, fake_c["fake"]))
+    _, domains = discriminator(batch["real"])
+    own = domain_loss(domains, batch["label"], classes=True).mean()
+    torch.testing.assert_close(found, source - source_real + 10.0 * penalty + own)
+
+
 # ---- Labels and views ----------------------------------------------------------------------------
 
 
