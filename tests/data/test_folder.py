@@ -107,6 +107,24 @@ def test_sixteen_bits_give_their_higher_byte(tmp_path):
     expect(tmp_path / "d.png", high)
 
 
+def test_sixteen_bits_of_a_pgm(tmp_path):
+    """Pillow gives them as 32 bits; in bytes and in words, and fewer bits stretched to 16."""
+    grey = WIDE[..., 0].copy()
+    grey[0] = (0, 255, 256, 32768, 65535)
+    high = (grey >> 8).astype(np.uint8)
+    assert high[0].tolist() == [0, 0, 1, 128, 255]
+    for path in (save(tmp_path / "a.pgm", grey), save(tmp_path / "a.png", grey)):
+        expect(path, grey_three_times(high))
+        expect(path, high, channels=1)
+    (tmp_path / "b.pgm").write_bytes(b"P5 5 7 65535\n" + grey.astype(">u2").tobytes())
+    expect(tmp_path / "b.pgm", high, channels=1)
+    (tmp_path / "c.pgm").write_text("P2 5 7 65535\n" + " ".join(map(str, grey.flatten())))
+    expect(tmp_path / "c.pgm", high, channels=1)
+    ten = np.array([[0, 4, 512, 1022, 1023]], dtype=np.uint16)
+    (tmp_path / "d.pgm").write_bytes(b"P5 5 1 1023\n" + ten.astype(">u2").tobytes())
+    expect(tmp_path / "d.pgm", (ten / 1023 * 65535 // 256).astype(np.uint8), channels=1)
+
+
 def test_cmyk(tmp_path):
     path = save(tmp_path / "a.jpg", COLOUR, "CMYK")
     with Image.open(path) as image:
