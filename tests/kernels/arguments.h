@@ -2,14 +2,19 @@
 // Arrays from and to a test in Python. A file is a sequence of records: a byte count (int64), then
 // that many bytes. Every array has its own allocation of exactly its size, so that
 // AddressSanitizer finds the first byte beyond it; an empty record is a null pointer.
+// Beside the results, in RESULTS.kernels, stand the names of the kernels that were launched.
 #pragma once
 
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <memory>
+#include <set>
 #include <string>
+#include <typeinfo>
 #include <vector>
+
+#include "emulator/block.h"
 
 class Arguments {
  public:
@@ -44,10 +49,35 @@ class Arguments {
   std::vector<std::unique_ptr<void, void (*)(void*)>> arrays_;
 };
 
+// ---- Launches -----------------------------------------------------------------------------------
+
+template <auto kKernel>
+struct Named {};
+
+// Those of this process: the mangled type Named<kernel>.
+inline std::set<std::string>& launched() {
+  static std::set<std::string> names;
+  return names;
+}
+
+// A launch of this kernel in the emulator.
+template <auto kKernel, class... A>
+void emulate(const gansparse::emulator::Launch& launch, const A&... arguments) {
+  launched().insert(typeid(Named<kKernel>).name());
+  gansparse::emulator::launch(launch, [&] { kKernel(arguments...); });
+}
+
+// ---- Results ------------------------------------------------------------------------------------
+
 class Results {
  public:
-  explicit Results(const char* path) : file_(Arguments::open(path, "wb")) {}
-  ~Results() { std::fclose(file_); }
+  explicit Results(const char* path) : path_(path), file_(Arguments::open(path, "wb")) {}
+  ~Results() {
+    std::fclose(file_);
+    std::FILE* names = Arguments::open((path_ + ".kernels").c_str(), "w");
+    for (const std::string& name : launched()) std::fprintf(names, "%s\n", name.c_str());
+    std::fclose(names);
+  }
   Results(const Results&) = delete;
   Results& operator=(const Results&) = delete;
 
@@ -59,5 +89,6 @@ class Results {
   }
 
  private:
+  std::string path_;
   std::FILE* file_;
 };

@@ -19,12 +19,20 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import torch
+from registers import readable
 
 HERE = Path(__file__).parent
 CSRC = HERE.parent.parent / "csrc"
 EMULATOR = [CSRC / "emulator" / "fiber.cpp", CSRC / "emulator" / "block.cpp"]
 BASE = ["-std=c++17", "-g1", f"-I{CSRC}", f"-I{HERE}", "-Wall", "-Wextra", "-Werror"]
 BASE += ["-Wno-unknown-pragmas"]  # "#pragma unroll" is nvcc's
+TYPES = {  # in the names of kernels
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "Half",
+    torch.bfloat16: "BFloat16",
+}
 
 
 @dataclass(frozen=True)
@@ -169,6 +177,11 @@ def in_both_orders(
         found.append(read_results(results))
     assert found[0] == found[1], "the order of threads changes the result"
     return found[0]
+
+
+def launched(folder: Path) -> set[str]:
+    """The kernels that `in_both_orders` has just run there, by the names of registers.json."""
+    return set(readable((folder / "results0.kernels").read_text().split()))
 
 
 def read_results(path: Path) -> list[bytes]:

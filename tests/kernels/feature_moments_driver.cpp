@@ -31,8 +31,8 @@ void add(const char* from, const char* to, uint64_t seed) {
 
   const int64_t strips = (width + Config::kTile - 1) / Config::kTile;
   const unsigned tiles = static_cast<unsigned>(strips * (strips + 1) / 2);
-  emulator::launch({dim3(tiles), dim3(Config::kThreads), 0, seed},
-                   [=] { feature_moments_kernel<T>(features, shift, total, second, rows, width); });
+  emulate<&feature_moments_kernel<T>>({dim3(tiles), dim3(Config::kThreads), 0, seed}, features,
+                                      shift, total, second, rows, width);
 
   Results results(to);
   results.add(total, width);

@@ -57,13 +57,12 @@ void norm(const char* from, const char* to, uint64_t seed) {
     const int64_t sums = p.batch * a.parts * p.channels;
     a.partial = partial = unwritten<float>(3 * sums);
     const auto joins = static_cast<unsigned>((sums + kThreads - 1) / kThreads);
-    emulator::launch({dim3(p.parts == 0 ? blocks : joins), dim3(kThreads), 0, seed}, [&] {
-      p.parts == 0 ? instance_norm::instance_norm_sums_kernel<T>(a, partial)
-                   : instance_norm::instance_norm_join_kernel(a, each, partial);
-    });
+    const emulator::Launch launch{dim3(p.parts == 0 ? blocks : joins), dim3(kThreads), 0, seed};
+    p.parts == 0 ? emulate<&instance_norm::instance_norm_sums_kernel<T>>(launch, a, partial)
+                 : emulate<&instance_norm::instance_norm_join_kernel>(launch, a, each, partial);
   }
-  emulator::launch({dim3(blocks), dim3(kThreads), 0, seed},
-                   [&a] { instance_norm::instance_norm_apply_kernel<T>(a); });
+  emulate<&instance_norm::instance_norm_apply_kernel<T>>({dim3(blocks), dim3(kThreads), 0, seed},
+                                                         a);
   Results results(to);
   results.add(output, count);
   const int64_t plan[] = {a.plan.rounds, a.plan.tiles, a.plan.slabs, a.parts};

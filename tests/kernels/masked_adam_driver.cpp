@@ -20,17 +20,13 @@ bool aligned(const T* array) {
   return array == nullptr || reinterpret_cast<uintptr_t>(array) % kMaxAccessBytes == 0;
 }
 
-template <class T>
-void step(const char* from, const char* to, uint64_t seed) {
+template <class T, int kCapacity>
+void launch(const double* h, const int64_t* counts, int64_t items, Arguments* rest, const char* to,
+            uint64_t seed) {
   using S = typename StateOf<T>::Type;
-  constexpr int kCapacity = kSmallBatch;
-  Arguments arguments(from);
-  const double* h = arguments.next<double>();
+  Arguments& arguments = *rest;
   Batch<kCapacity> batch{};
   batch.hyper = {h[0], h[1], h[2], h[3], h[4], h[5] != 0, h[6] != 0};
-
-  int64_t items = 0;
-  const int64_t* counts = arguments.next<int64_t>(&items);
   int64_t blocks = 0;
   for (int i = 0; i < items; ++i) {
     Item& item = batch.items[i];
@@ -49,8 +45,8 @@ void step(const char* from, const char* to, uint64_t seed) {
   batch.count = static_cast<int>(items);
   batch.first_block[items] = static_cast<int>(blocks);
 
-  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(Config<T>::kThreads), 0, seed},
-                   [&batch] { masked_adam_update_kernel<T, kCapacity>(batch); });
+  emulate<&masked_adam_update_kernel<T, kCapacity>>(
+      {dim3(static_cast<unsigned>(blocks)), dim3(Config<T>::kThreads), 0, seed}, batch);
 
   Results results(to);
   for (int i = 0; i < items; ++i) {
@@ -60,6 +56,16 @@ void step(const char* from, const char* to, uint64_t seed) {
     results.add(static_cast<const S*>(item.exp_avg_sq), item.numel);
     results.add(static_cast<const S*>(item.max_exp_avg_sq), item.numel);
   }
+}
+
+template <class T>
+void step(const char* from, const char* to, uint64_t seed) {
+  Arguments arguments(from);
+  const double* hyper = arguments.next<double>();
+  int64_t items = 0;
+  const int64_t* counts = arguments.next<int64_t>(&items);
+  items <= kSmallBatch ? launch<T, kSmallBatch>(hyper, counts, items, &arguments, to, seed)
+                       : launch<T, kLargeBatch>(hyper, counts, items, &arguments, to, seed);
 }
 
 int main(int argc, char** argv) {

@@ -59,13 +59,19 @@ def architectures(room: str) -> tuple[str, ...]:
     return ONLY.get(room.rsplit("_", 1)[-1], ARCHITECTURES)
 
 
-def _readable(names: Iterable[str]) -> list[str]:
-    """Kernels without namespace and arguments: "masked_adam_update_kernel<float, 40>"."""
+def readable(names: Iterable[str]) -> list[str]:
+    """Kernels without namespace and arguments: "masked_adam_update_kernel<float, 40>".
+
+    The names are mangled, of the kernels themselves or of types Named<kernel> (arguments.h).
+    """
     mangled = "\n".join(names)
-    told = subprocess.run(["c++filt"], input=mangled, capture_output=True, text=True, check=True)
+    told = subprocess.run(
+        ["c++filt", "-t"], input=mangled, capture_output=True, text=True, check=True
+    )
     out = []
     for line in told.stdout.splitlines():
-        name = line.removeprefix("void ").split(">(")[0].split("(")[0]
+        name = re.sub(r"^Named<&\(?(.+?)\)?>$", r"\1", line)
+        name = name.removeprefix("void ").split(">(")[0].split("(")[0]
         name += ">" if "<" in name and not name.endswith(">") else ""
         out.append(re.sub(r"gansparse::(\w+::)*", "", name))
     return out
@@ -93,7 +99,7 @@ def measure() -> Usage:
         assert waits is None, f"asynchronous products wait for one another: {text}"
         found = list(_ENTRY.finditer(text))
         assert found, f"no kernel in ptxas's report on {room}: {text}"
-        for entry, kernel in zip(found, _readable(e["kernel"] for e in found), strict=True):
+        for entry, kernel in zip(found, readable(e["kernel"] for e in found), strict=True):
             shared = re.search(r"(\d+) bytes smem", entry["rest"])
             usage.setdefault(room, {}).setdefault(kernel, {})[entry["arch"]] = {
                 "registers": int(entry["registers"]),

@@ -31,31 +31,30 @@ template <class T, class C>
 void launch(const TileArguments& a, uint64_t seed) {
   const TilePlan& t = a.t;
   const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
-  emulator::launch(
+  emulate<&sparse_conv2d_tiles_kernel<T, C>>(
       {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(tile_threads(t))),
        static_cast<size_t>(t.shared_bytes), seed},
-      [&a] { sparse_conv2d_tiles_kernel<T, C>(a); });
+      a);
 }
 
 template <class T>
 void launch_columns(const ColumnArguments& k, uint64_t seed) {
   const TilePlan& t = k.a.t;
   const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
-  emulator::launch(
-      {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(column_threads(t))),
-       static_cast<size_t>(t.shared_bytes), seed},
-      [&k] {
-        k.a.p.g.block == 64 ? sparse_conv2d_columns_kernel<T, 64>(k)
-                            : sparse_conv2d_columns_kernel<T, 32>(k);
-      });
+  const emulator::Launch all{dim3(static_cast<unsigned>(blocks)),
+                             dim3(static_cast<unsigned>(column_threads(t))),
+                             static_cast<size_t>(t.shared_bytes), seed};
+  k.a.p.g.block == 64 ? emulate<&sparse_conv2d_columns_kernel<T, 64>>(all, k)
+                      : emulate<&sparse_conv2d_columns_kernel<T, 32>>(all, k);
 }
 
 template <class T>
 void launch_warpgroups(const WarpgroupArguments& a, uint64_t seed) {
   const int64_t blocks = a.t.tiles_y * a.t.tiles_x * a.t.row_tiles;
-  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(kWarpgroupThreads),
-                    static_cast<size_t>(a.t.shared_bytes), seed},
-                   [&a] { sparse_conv2d_warpgroups_kernel<T>(a); });
+  emulate<&sparse_conv2d_warpgroups_kernel<T>>(
+      {dim3(static_cast<unsigned>(blocks)), dim3(kWarpgroupThreads),
+       static_cast<size_t>(a.t.shared_bytes), seed},
+      a);
 }
 
 // Its own allocation, so that AddressSanitizer guards it; all NaN.
@@ -133,30 +132,16 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   std::free(output);
 }
 
-void run(int64_t blocks, int threads, int64_t shared_bytes, uint64_t seed,
-         const std::function<void()>& kernel) {
-  emulator::launch({dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
-                    static_cast<size_t>(shared_bytes), seed},
-                   kernel);
+emulator::Launch blocks_of(int64_t blocks, int threads, int64_t shared_bytes, uint64_t seed) {
+  return {dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)),
+          static_cast<size_t>(shared_bytes), seed};
 }
 
+template <bool kVector>
 void forward(const ListArguments& a, int64_t tiles, int pixels, uint64_t seed) {
-  run(tiles * a.t.row_blocks, kListThreads, a.t.shared_bytes, seed, [&a, pixels] {
-#if defined(__SANITIZE_THREAD__) || defined(__SANITIZE_ADDRESS__)  // which compile slowly
-    // Each pattern and each number of pixels once.
-    if ((a.p.g.vector == 1) != (pixels == kManyPixels)) std::abort();
-    a.p.g.vector == 1 ? sparse_conv2d_lists_kernel<false, kManyPixels>(a)
-                      : sparse_conv2d_lists_kernel<true, kFewPixels>(a);
-#else
-    if (a.p.g.vector == 1) {
-      pixels == kManyPixels ? sparse_conv2d_lists_kernel<false, kManyPixels>(a)
-                            : sparse_conv2d_lists_kernel<false, kFewPixels>(a);
-    } else {
-      pixels == kManyPixels ? sparse_conv2d_lists_kernel<true, kManyPixels>(a)
-                            : sparse_conv2d_lists_kernel<true, kFewPixels>(a);
-    }
-#endif
-  });
+  const auto all = blocks_of(tiles * a.t.row_blocks, kListThreads, a.t.shared_bytes, seed);
+  pixels == kManyPixels ? emulate<&sparse_conv2d_lists_kernel<kVector, kManyPixels>>(all, a)
+                        : emulate<&sparse_conv2d_lists_kernel<kVector, kFewPixels>>(all, a);
 }
 
 void gradient(const ListArguments& a, const float* grad, int splits, float* dvalues,
@@ -164,11 +149,14 @@ void gradient(const ListArguments& a, const float* grad, int splits, float* dval
   const int64_t size = a.p.weights * a.p.g.vector;
   float* sums = splits > 1 ? unwritten(splits * size) : dvalues;
   const GradientArguments d{a, grad, sums, splits, static_cast<int>(gradient_groups(a.t))};
-  run(int64_t{d.groups} * splits * gradient_parts(a.p.g), kGradientThreads, a.t.shared_bytes, seed,
-      [&d] { sparse_conv2d_gradient_kernel(d); });
+  emulate<&sparse_conv2d_gradient_kernel>(
+      blocks_of(int64_t{d.groups} * splits * gradient_parts(a.p.g), kGradientThreads,
+                a.t.shared_bytes, seed),
+      d);
   if (splits == 1) return;
-  run((size + kListThreads - 1) / kListThreads, kListThreads, 0, seed,
-      [=] { sparse_conv2d_add_kernel(sums, splits, size, dvalues); });
+  emulate<&sparse_conv2d_add_kernel>(
+      blocks_of((size + kListThreads - 1) / kListThreads, kListThreads, 0, seed), sums, splits,
+      size, dvalues);
   std::free(sums);
 }
 
@@ -204,7 +192,8 @@ void convolve_lists(const char* from, const char* to, uint64_t seed) {
   const ListArguments a{p, plan_lists(p, pixels, limit), *slope};
   const int64_t tiles = int64_t{a.t.tiles_n} * a.t.tiles_y * a.t.tiles_x;
   if (grad == nullptr) {
-    forward(a, tiles, pixels, seed);
+    p.g.vector == 1 ? forward<false>(a, tiles, pixels, seed)
+                    : forward<true>(a, tiles, pixels, seed);
   } else {
     gradient(a, grad, splits, output, seed);
   }
@@ -221,8 +210,6 @@ int main(int argc, char** argv) {
   const uint64_t seed = std::strtoull(argv[4], nullptr, 10);
   if (dtype == "float32") convolve_lists(argv[1], argv[2], seed);
   if (dtype == "bfloat16") convolve<BFloat16>(argv[1], argv[2], seed);
-#if !defined(__SANITIZE_THREAD__) && !defined(__SANITIZE_ADDRESS__)  // which compile slowly
   if (dtype == "float16") convolve<Half>(argv[1], argv[2], seed);
-#endif
   return 0;
 }

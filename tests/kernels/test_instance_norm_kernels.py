@@ -125,17 +125,29 @@ def test_wrong_moments_give_a_wrong_norm(programs: Path, tmp_path: Path) -> None
 
 
 # Two slabs of which one is not full, five tiles, a residual and a slope for each channel.
-CHECKED = Sample("checked", (1, 72, 3, 200), True, True, "prelu", 72)
+SLABS = Sample("slabs", (1, 72, 3, 200), True, True, "prelu", 72)
 
 
+def kernels_of(dtype: torch.dtype, parts: int) -> set[str]:
+    sums = f"instance_norm_sums_kernel<{building.TYPES[dtype]}>"
+    first = {0: {sums}, 7: set(), 70: {"instance_norm_join_kernel"}}
+    return {f"instance_norm_apply_kernel<{building.TYPES[dtype]}>"} | first[parts]
+
+
+HALVES = (torch.bfloat16, torch.float16)
+CHECKED = {name for dtype in HALVES for parts in (0, 7, 70) for name in kernels_of(dtype, parts)}
+
+
+@pytest.mark.parametrize("dtype", HALVES)
 @pytest.mark.parametrize(("parts", "joined"), [(0, 5), (7, 7), (70, 35)])
 def test_no_race_and_in_bounds(
-    parts: int, joined: int, variant: str, programs: Path, tmp_path: Path
+    parts: int, joined: int, dtype: torch.dtype, variant: str, programs: Path, tmp_path: Path
 ) -> None:
-    a = replace(CHECKED, parts=parts).arguments(dtype=torch.bfloat16)
+    a = replace(SLABS, parts=parts).arguments(dtype=dtype)
     got, plan = in_emulator(a, variant, programs, tmp_path)
     assert plan == [1, 5, 2, joined]
     check(got, a)
+    assert building.launched(tmp_path) == kernels_of(dtype, parts)
 
 
 def test_constant_channels_become_the_bias(programs: Path, tmp_path: Path) -> None:

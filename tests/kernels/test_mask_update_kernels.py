@@ -35,17 +35,10 @@ def check(sample: Sample, dtype: torch.dtype, variant: str, programs: Path, fold
     ]
     for score, mask in zip(scores, masks, strict=True):
         records += [score.flatten().view(torch.uint8).numpy(), mask.flatten().byte().numpy()]
-    building.write_arguments(folder / "arguments", records)
     name = str(dtype).removeprefix("torch.")
-    found = []
-    for seed in ("0", "1"):
-        results = folder / f"results{seed}"
-        done = building.run(program, variant, folder / "arguments", results, name, seed)
-        assert done.returncode == 0, done.stdout + done.stderr
-        found.append(building.read_results(results))
-    assert found[0] == found[1], "the order of threads changes the result"
+    found = building.in_both_orders(program, variant, folder, records, name)
     mask_update_reference(**arguments)
-    for got, mask in zip(found[0], masks, strict=True):
+    for got, mask in zip(found, masks, strict=True):
         assert got == mask.byte().numpy().tobytes()
 
 
@@ -68,8 +61,23 @@ def test_a_long_tensor_scans_its_ties_in_turns(programs: Path, tmp_path: Path) -
     check(sample, torch.float32, "plain", programs, tmp_path)
 
 
-@pytest.mark.parametrize("sample", [samples("tiny")[0], FEW], ids=lambda sample: sample.name)
+def kernels_of(dtype: torch.dtype) -> set[str]:
+    stages = ("count", "count_ties", "write")
+    key = "unsigned long" if dtype == torch.float64 else "unsigned int"
+    return {
+        "mask_update_scan_ties_kernel",
+        f"mask_update_choose_kernel<{key}>",
+        *(f"mask_update_{stage}_kernel<{building.TYPES[dtype]}>" for stage in stages),
+    }
+
+
+CASES = [(samples("tiny")[0], torch.float32), *((FEW, dtype) for dtype in building.TYPES)]
+CHECKED = {kernel for _, dtype in CASES for kernel in kernels_of(dtype)}
+
+
+@pytest.mark.parametrize(("sample", "dtype"), CASES, ids=lambda x: getattr(x, "name", str(x)))
 def test_no_race_and_in_bounds(
-    sample: Sample, variant: str, programs: Path, tmp_path: Path
+    sample: Sample, dtype: torch.dtype, variant: str, programs: Path, tmp_path: Path
 ) -> None:
-    check(sample, torch.float32, variant, programs, tmp_path)
+    check(sample, dtype, variant, programs, tmp_path)
+    assert building.launched(tmp_path) == kernels_of(dtype)

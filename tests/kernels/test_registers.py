@@ -7,6 +7,8 @@ build, and the difference of registers.json is reviewed with the change.
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import pytest
 import registers
 
@@ -53,3 +55,11 @@ def test_every_kernel_is_recorded_for_every_architecture() -> None:
         for kernel, by_arch in kernels.items():
             assert sorted(by_arch) == sorted(registers.architectures(room)), kernel
             assert all(numbers["spilled"] == 0 for numbers in by_arch.values()), kernel
+
+
+def test_the_sanitizers_look_at_every_kernel() -> None:
+    """At each instantiation that is built; the tests that name them assert that they ran."""
+    rooms = registers.recorded()["usage"].values()
+    modules = [import_module(path.stem) for path in registers.HERE.glob("test_*_kernels.py")]
+    checked = set().union(*(getattr(module, "CHECKED", ()) for module in modules))
+    assert checked == {kernel for kernels in rooms for kernel in kernels}

@@ -123,19 +123,26 @@ def test_values(sample: Sample, programs: Path, tmp_path: Path) -> None:
     check(sample, "plain", programs, tmp_path)
 
 
+def kernel_of(sample: Sample, pixels: int) -> str:
+    vector = "false" if sample.vector_size == 1 else "true"
+    return f"sparse_conv2d_lists_kernel<{vector}, {pixels}>"
+
+
 # More than a batch of weights and a block of channels; rows and pixels beyond the last.
-CHECKED = [
-    (Sample("element", (1, 37, 5, 5), 35, sparsity=0.5, residual=True, activation="relu"), MANY),
-    (Sample("vector", (2, 12, 4, 4), 40, 4, 2, vector_size=8, activation="leaky_relu"), FEW),
-    (Sample("transposed", (1, 18, 3, 3), 10, 4, 2, transposed=True), MANY),
-]
+ELEMENT = Sample("element", (1, 37, 5, 5), 35, sparsity=0.5, residual=True, activation="relu")
+VECTOR = Sample("vector", (2, 12, 4, 4), 40, 4, 2, vector_size=8, activation="leaky_relu")
+CASES = [(sample, pixels) for sample in (ELEMENT, VECTOR) for pixels in (MANY, FEW)]
+CASES.append((Sample("transposed", (1, 18, 3, 3), 10, 4, 2, transposed=True), MANY))
+OF_GRADIENT = {"sparse_conv2d_gradient_kernel", "sparse_conv2d_add_kernel"}
+CHECKED = {kernel_of(*case) for case in CASES} | OF_GRADIENT
 
 
-@pytest.mark.parametrize(("sample", "pixels"), CHECKED, ids=lambda x: getattr(x, "name", None))
+@pytest.mark.parametrize(("sample", "pixels"), CASES, ids=lambda x: getattr(x, "name", None))
 def test_no_race_and_in_bounds(
     sample: Sample, pixels: int, variant: str, programs: Path, tmp_path: Path
 ) -> None:
     check(sample, variant, programs, tmp_path, pixels=pixels)
+    assert building.launched(tmp_path) == {kernel_of(sample, pixels)}
 
 
 @pytest.mark.parametrize("sample", [TINY[2], TINY[4], TINY[5], TINY[-1]], **names)
@@ -180,18 +187,21 @@ def test_gradient_has_no_race_and_is_in_bounds(
 ) -> None:
     sample = Sample("element", (1, 5, 5, 34), 9, 2, padding=0, sparsity=0.2)
     check_gradient(sample, variant, programs, tmp_path, splits=2)
+    assert building.launched(tmp_path) == OF_GRADIENT
 
 
 # ---- Damage --------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("pixels", [MANY, FEW])
 @pytest.mark.parametrize("vector", [1, 4])
-def test_wrong_lists_stay_within_the_arrays(vector: int, programs: Path, tmp_path: Path) -> None:
+def test_wrong_lists_stay_within_the_arrays(
+    vector: int, pixels: int, programs: Path, tmp_path: Path
+) -> None:
     """A damaged file gives wrong sums, never a wrong access."""
     sample = Sample("damaged", (1, 5, 5, 5), 8, vector_size=vector)
     a = sample.arguments()
     weight = a["weight"]
-    pixels = MANY if vector == 1 else FEW
     for damage in (
         {"offsets": torch.full_like(weight.offsets, -1)},
         {"starts": torch.full_like(weight.starts, 10**6)},

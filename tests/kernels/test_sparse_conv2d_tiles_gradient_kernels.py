@@ -135,18 +135,31 @@ def test_values(sample: TileSample, splits: int, programs: Path, tmp_path: Path)
 
 
 # Several tiles of pixels, with two buffers; and with one, shared by two blocks.
-CHECKED = [
-    (replace(BLOCK, shape=(1, 8, 9, 9), out=24, sparsity=0.1), 1, H100_SHARED),
-    (replace(BLOCK, name="one", rows=32, shape=(1, 40, 9, 40), kernel=4, stride=2), 2, 70 << 10),
+TWO = replace(BLOCK, name="two", shape=(1, 8, 9, 9), out=24, sparsity=0.1)
+ONE = replace(BLOCK, name="one", rows=32, shape=(1, 40, 9, 40), kernel=4, stride=2)
+CASES = [
+    (replace(sample, dtype=dtype), splits, limit)
+    for sample, splits, limit in ((TWO, 1, H100_SHARED), (ONE, 2, 70 << 10))
+    for dtype in (torch.bfloat16, torch.float16)
 ]
 
 
-@pytest.mark.parametrize(("sample", "splits", "limit"), CHECKED, **names)
+def kernels_of(sample: TileSample) -> set[str]:
+    name = building.TYPES[sample.dtype]
+    of_rows = f"sparse_conv2d_tiles_gradient_kernel<{name}, {sample.rows // 16}>"
+    return {of_rows, f"sparse_conv2d_tiles_add_kernel<{name}>"}
+
+
+CHECKED = {kernel for sample, *_ in CASES for kernel in kernels_of(sample)}
+
+
+@pytest.mark.parametrize(("sample", "splits", "limit"), CASES, **names)
 def test_no_race_and_in_bounds(
     sample: TileSample, splits: int, limit: int, variant: str, programs: Path, tmp_path: Path
 ) -> None:
     plan = check(sample, variant, programs, tmp_path, splits=splits, limit=limit)
     assert plan[3] == (2 if limit == H100_SHARED else 1)
+    assert building.launched(tmp_path) == kernels_of(sample)
 
 
 def test_groups_are_as_large_as_density_and_memory_allow(programs: Path, tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import building
 import pytest
 import torch
 from test_sparse_conv2d_kernels import H100_SHARED, check, check_close, damaged, in_emulator
@@ -46,19 +47,27 @@ def test_values(sample: TileSample, programs: Path, tmp_path: Path) -> None:
     check(sample, "plain", programs, tmp_path)
 
 
-@pytest.mark.parametrize(
-    "sample",
-    [
-        Layer("many-chunks", (1, 136, 3, 3), 40, (1, 2), padding=0, residual=True),
-        Layer("chunks-pruned", (1, 200, 2, 9), 30, 1, padding=0, sparsity=0.7),
-        Layer("transposed", (2, 8, 5, 3), 16, 4, 2, 1, transposed=True),
-    ],
-    **names,
-)
+CASES = [
+    Layer("many-chunks", (1, 136, 3, 3), 40, (1, 2), padding=0, residual=True),
+    Layer("chunks-pruned", (1, 200, 2, 9), 30, 1, padding=0, sparsity=0.7),
+    Layer("chunks-pruned-float16", (1, 200, 2, 9), 30, 1, padding=0, sparsity=0.7, dtype=half),
+    Layer("transposed", (2, 8, 5, 3), 16, 4, 2, 1, transposed=True),
+]
+
+
+def kernel_of(sample: TileSample) -> str:
+    return f"sparse_conv2d_warpgroups_kernel<{building.TYPES[sample.dtype]}>"
+
+
+CHECKED = {kernel_of(sample) for sample in CASES}
+
+
+@pytest.mark.parametrize("sample", CASES, **names)
 def test_no_race_and_in_bounds(
     sample: TileSample, variant: str, programs: Path, tmp_path: Path
 ) -> None:
     check(sample, variant, programs, tmp_path)
+    assert building.launched(tmp_path) == {kernel_of(sample)}
 
 
 @pytest.mark.parametrize(("kernel", "stride", "buffers"), [(4, 2, 2), (3, 2, 3), (3, 1, 4)])
