@@ -17,6 +17,7 @@ TILE_PIXELS, CHANNELS, POSITION_BYTES = 128, 32, 80
 #: in a bank, by channels of a list and kept share: counted in what the packing makes of
 #: 256 x 256 3 x 3 kept by chance.
 COLUMN_STEP, COLUMN_WARPS = 16, 16
+SLOWEST = 1.77  # deviations by which the largest of 16 normal numbers is above the mean
 BANKS = {32: {0.5: 1.21, 0.25: 1.33, 0.1: 1.47}, 64: {0.5: 1.16, 0.25: 1.27, 0.1: 1.42}}
 #: Of 2:4 on warpgroups: rows and pixels (rows, columns) of a block; rows of a product.
 GROUP_ROWS, GROUP_TILE, PRODUCT_ROWS = 128, (32, 8), 64
@@ -121,15 +122,19 @@ def column_times(sample: TileSample, kept: float, gpu: Gpu) -> dict[str, float]:
     row_tiles = -(-sample.out // sample.rows) * up
     warps = -(-row_tiles // -(-row_tiles // COLUMN_WARPS))
     blocks = -(-pixels // TILE_PIXELS) * -(-row_tiles // warps)
-    beside = gpu.processors * max(1, COLUMN_WARPS // warps)
     stride = 1 if sample.transposed else sample.stride
-    channels = 64 if stride == 1 and window <= 3 else CHANNELS
+    channels = 64 if stride == 1 and window <= 3 and row_tiles > 8 else CHANNELS
     chunks = -(-c // channels)
-    rounds = math.ceil(blocks / beside) * beside / gpu.processors * chunks / gpu.clock
-    # ---- Of a list's channels: steps, a half more for what fills up the last; bytes ----
-    steps = warps * (channels * taps * kept / COLUMN_STEP + 0.5)
-    gathered = steps * COLUMN_STEP * TILE_PIXELS * 2 * BANKS[channels][kept]
     turned = window * (7 * stride + window) * 2 * 16 * channels  # 8 x 16 pixels
+    room = SHARED_LIMIT // (2 * turned + halo(sample) * (2 * channels + 16))
+    beside = gpu.processors * max(1, min(COLUMN_WARPS // warps, room))
+    rounds = math.ceil(blocks / beside) * beside / gpu.processors * chunks / gpu.clock
+    # ---- Of a list's channels: steps, a half more for what fills up the last, of the warp that has
+    # the most by chance, as all wait for it; bytes ----
+    columns = channels * taps
+    slowest = SLOWEST * math.sqrt(columns * kept * (1 - kept))
+    steps = warps * ((columns * kept + slowest) / COLUMN_STEP + 0.5)
+    gathered = steps * COLUMN_STEP * TILE_PIXELS * 2 * BANKS[channels][kept]
     staged = halo(sample) * 2 * channels
     weights = steps * COLUMN_STEP * (sample.rows + 1) * 2
     out = sample.out * up * pixels * 2

@@ -210,7 +210,7 @@ def transposed_tiles(weight: PackedTiles) -> TransposedTiles:
             back.values.long().to(device), back.metadata.to(device), back.places.to(device),
             back.starts.to(device), back.geometry,
         )  # fmt: skip
-        own = steps * 32 * g.vector
+        own = steps * (COLUMN_STEP if columns else 32) * g.vector
         made.append(TransposedTiles(back, cut, products / all_products, own / all_products))
     return min(made, key=lambda each: each.cost)
 

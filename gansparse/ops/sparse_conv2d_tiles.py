@@ -26,6 +26,7 @@ from gansparse.ops.sparse_conv2d_packing import (
 TilePattern = Literal["2:4", "block", "vector"]
 
 _CHANNELS, _MOST_CHANNELS = 32, 64  # of a list; of vector
+_FEW_ROWS = 128  # with which several blocks lie beside each other, if shared memory is left
 _PART = 8  # input channels of a block
 _PARTS = _CHANNELS // _PART
 _MOST_TAPS = 9
@@ -44,7 +45,7 @@ class PackedTiles(NamedTuple):
         metadata: [K, V / 32, 32] int32, which two of four stayed; but for 2:4 [0].
         places: [K, 4] int16, the blocks of each step; for vector [K, 16], its columns.
         starts: [L + 1] int32, the first step of each list.
-        geometry: shape of the layer; ``vector`` is V, ``block`` is 32.
+        geometry: shape of the layer; ``vector`` is V, ``block`` the channels of a list.
     """
 
     values: Tensor
@@ -70,7 +71,8 @@ def pack_tiles_conv2d(
 
     ``block`` and ``2:4`` leave out what is zero in blocks of `rows` output channels x 8 input
     channels at a tap, ``2:4`` also half of what is in a block; ``vector`` leaves out what is zero
-    in `rows` output channels of one input channel at a tap.
+    in `rows` output channels of one input channel at a tap, with kernels of up to 4 x 4 to 8 x 8,
+    by stride and device.
 
     Args:
         weight: [O, C, R, S] float32, C a multiple of 8, kernels of up to 9 x 9. For ``2:4`` at most
@@ -84,9 +86,9 @@ def pack_tiles_conv2d(
         padding: pixels on each side, or (height, width).
         padding_mode: ``zeros``, ``reflect`` or ``replicate``.
         mask: which weights are kept; None: those that are not 0.
-        list_channels: of ``vector``, how many input channels lie in shared memory at a time: 32, or
-            64, which is faster, but takes 150 KB at 3 x 3. None: 64 at stride 1 with up to 3 taps a
-            row and more than 32 channels, else 32.
+        list_channels: of ``vector``, how many input channels lie in shared memory at a time: 32,
+            or 64, which takes twice as much of it: 150 KB at 3 x 3. None: 64 at stride 1 with up to
+            3 x 3 taps, more than 32 channels and more than 128 rows of outputs and phases.
 
     Returns:
         the packed weight, where the weight was.
@@ -125,7 +127,7 @@ def pack_tiles_conv_transpose2d(
 
     Args:
         weight: [C, O, R, S] float32; else as for `pack_tiles_conv2d`.
-        pattern: ``2:4`` or ``block``.
+        pattern: as for `pack_tiles_conv2d`.
         rows: as for `pack_tiles_conv2d`.
         dtype: float16 or bfloat16.
         stride: 1 or 2.
@@ -205,10 +207,15 @@ def _pack(
 ) -> PackedTiles:
     g = layer.geometry
     if list_channels is None:
-        narrow = g.stride == 1 and g.taps_w <= 3 and g.in_channels > _CHANNELS
+        narrow = g.stride == 1 and max(g.taps_h, g.taps_w) <= 3 and g.in_channels > _CHANNELS
+        narrow &= g.matrix_rows > _FEW_ROWS
         list_channels = _MOST_CHANNELS if narrow and pattern == "vector" else _CHANNELS
     if list_channels != _CHANNELS and (list_channels, pattern) != (_MOST_CHANNELS, "vector"):
         raise InputError(f"list_channels must be 32, or 64 for vector, got {list_channels}")
+    if list_channels == _MOST_CHANNELS and g.taps_h * g.taps_w > list_channels:
+        raise InputError(
+            f"list_channels must be 32 for more than 64 taps, got {g.taps_h} x {g.taps_w} taps"
+        )
     g = g._replace(patch=1, block=list_channels)
     if g.in_channels % _PART:
         raise InputError(f"weight must have a multiple of 8 input channels, got {g.in_channels}")
@@ -277,7 +284,7 @@ def _pack_columns(layer: Layer, g: ConvGeometry, dtype: torch.dtype) -> PackedTi
         begin += count
     which = torch.tensor(number, dtype=torch.int64, device=tap.device).view(-1, COLUMN_STEP)
     real = torch.tensor(of_number, dtype=torch.bool, device=tap.device).view(-1, COLUMN_STEP)
-    products = values[tile, :, chunk, channel, tap][which] * real[..., None]
+    products = values[tile, :, chunk, channel, tap][which].masked_fill(~real[..., None], 0)
     return PackedTiles(
         _in_lanes(products.transpose(1, 2)),
         torch.empty(0, dtype=torch.int32, device=values.device),

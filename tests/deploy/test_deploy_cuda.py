@@ -108,7 +108,7 @@ def test_which_device_has_warpgroups(monkeypatch, capability, there):
 def test_vector_tiles_have_the_lists_that_shared_memory_has_room_for(
     monkeypatch, kilobytes, channels
 ):
-    found = layer(channels=64)
+    found = layer(out=160, channels=64)
     sizes = SimpleNamespace(shared_memory_per_block_optin=kilobytes << 10)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: sizes)
     assert cuda._has_room(torch.device("cuda", 0)) == (channels == 64)

@@ -114,6 +114,10 @@ void convolve(const char* from, const char* to, uint64_t seed) {
   }
   const ColumnPlan columns = plan_columns(p, limit);
   const TileArguments a{p, p.columns ? columns.t : plan_tiles(p, limit)};
+  if (a.t.shared_bytes > limit && p.parts == 0) {  // as the launch
+    std::fprintf(stderr, "%d bytes of shared memory\n", a.t.shared_bytes);
+    std::exit(3);
+  }
   if (p.columns) {
     launch_columns<T>({a, columns}, seed);
   } else if (p.two_of_four) {

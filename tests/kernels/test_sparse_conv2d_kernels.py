@@ -128,6 +128,7 @@ CASES = [
     TileSample("block-32", (1, 40, 3, 3), 40, pattern="block", sparsity=0.5, activation="tanh"),
     TileSample("transposed", (1, 8, 3, 3), 16, 4, 2, transposed=True, pattern="block", rows=16),
     Column("vector-by-64", (1, 72, 5, 5), 130, sparsity=0.8, residual=True),
+    Column("vector-three-lists", (1, 72, 5, 5), 130, sparsity=0.8, list_channels=32),
     Column("vector-by-32", (1, 72, 3, 9), 20, 4, 2, sparsity=0.5, activation="tanh"),
     Column("vector-transposed", (1, 8, 3, 3), 16, 4, 2, transposed=True),
 ]
@@ -172,13 +173,13 @@ def test_values_with_every_number_of_buffers(
 
 
 @pytest.mark.parametrize(
-    ("out", "limit", "buffers"), [(256, 227 << 10, 2), (256, 160 << 10, 1), (16, 227 << 10, 1)]
+    ("out", "limit", "buffers"), [(256, 227 << 10, 2), (256, 160 << 10, 1), (32, 227 << 10, 1)]
 )
 def test_columns_with_either_number_of_buffers(
     out: int, limit: int, buffers: int, programs: Path, tmp_path: Path
 ) -> None:
-    """One where four blocks are to lie beside each other, or where there is room for no more."""
-    sample = Column("buffers", (1, 96, 8, 16), out, sparsity=0.75)
+    """One where three blocks are to lie beside each other, or where there is room for no more."""
+    sample = Column("buffers", (1, 192, 8, 16), out, sparsity=0.75)
     a = sample.arguments()
     got, plan = in_emulator(sample, a, "plain", programs, tmp_path, limit)
     assert plan[:3] == [1, 8, 16] or plan[:3] == [1, 16, 8]

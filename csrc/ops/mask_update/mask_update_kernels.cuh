@@ -8,14 +8,16 @@
 //   scan_ties               ties before every stretch
 //   write                   the masks
 // Blocks are dealt out to the tensors in order, as in masked_adam_kernels.cuh. A block has kWarps
-// stretches of its tensor, one a warp; lane l of round r has element 32 · r + l of the stretch, so
-// the order of ties is the order of lanes and rounds. All sums are of whole numbers: the same
-// input gives the same masks.
+// stretches of its tensor, one a warp; lane l of round r has neighbours from 32 · r + l on, counted
+// in neighbours, 16 bytes of scores and as many mask bytes at once; so the order of ties is that of
+// rounds, lanes, neighbours. Arrays that are not aligned for that come one by one. All sums are of
+// whole numbers: the same input gives the same masks.
 #pragma once
 
 #include "common/cuda_language.cuh"
 #include "common/half.h"
 #include "common/reduce.cuh"
+#include "common/vec.cuh"
 #include "ops/mask_update/mask_update.h"
 
 namespace gansparse::mask_update {
@@ -23,8 +25,7 @@ namespace gansparse::mask_update {
 struct Config {
   static constexpr int kThreads = 256;
   static constexpr int kWarps = kThreads / kWarp;
-  static constexpr int kRounds = 32;
-  static constexpr int kStretch = kWarp * kRounds;
+  static constexpr int kStretch = 1024;
   static constexpr int kBlockElements = kStretch * kWarps;
   static constexpr int kOfThread = kBuckets / kThreads;  // buckets, and stretches at a time
 
@@ -65,6 +66,8 @@ __device__ __forceinline__ int item_of_block(const Batch& batch, int block) {
 template <class T>
 struct Stretch {
   using Key = KeyOf<T>;
+  static constexpr int kNeighbours = sizeof(T) == 2 ? 8 : 4;  // of a lane in a round
+  static constexpr int kRounds = Config::kStretch / (kWarp * kNeighbours);
 
   const T* scores;
   uint8_t* mask;
@@ -72,6 +75,7 @@ struct Stretch {
   int64_t end;    // of the tensor
   bool magnitude;
   bool monotone;
+  bool aligned;
   int item;
   int index;  // among all stretches of the batch
 
@@ -84,17 +88,40 @@ struct Stretch {
     const int of_item = index - batch.first_block[item] * Config::kWarps;
     scores = static_cast<const T*>(batch.items[item].scores);
     mask = batch.items[item].mask;
-    begin = static_cast<int64_t>(of_item) * Config::kStretch + thread % kWarp;
+    begin = static_cast<int64_t>(of_item) * Config::kStretch + thread % kWarp * kNeighbours;
     end = batch.items[item].numel;
+    aligned = reinterpret_cast<uintptr_t>(scores) % alignof(Vec<T, kNeighbours>) == 0 &&
+              reinterpret_cast<uintptr_t>(mask) % kNeighbours == 0;
   }
 
-  // Element of the lane in a round, and whether there is one.
-  __device__ __forceinline__ int64_t element(int round) const { return begin + round * kWarp; }
-  __device__ __forceinline__ bool has(int round) const { return element(round) < end; }
+  // The lane's first element in a round, and how many it has there.
+  __device__ __forceinline__ int64_t element(int round) const {
+    return begin + round * (kWarp * kNeighbours);
+  }
+  __device__ __forceinline__ int count(int round) const {
+    const int64_t left = end - element(round);
+    return left <= 0 ? 0 : left < kNeighbours ? static_cast<int>(left) : kNeighbours;
+  }
 
-  __device__ __forceinline__ Key key(int round) const {
+  // The keys of a round, 0 for those that are not there.
+  __device__ __forceinline__ void keys(int round, Key (&key)[kNeighbours]) const {
     const int64_t i = element(round);
-    return monotone && mask[i] == 0 ? Key(0) : key_of(scores[i], magnitude);
+    const int there = count(round);
+    if (aligned && there == kNeighbours) {
+      const auto score = load<kNeighbours>(scores + i);
+      Vec<uint8_t, kNeighbours> kept{};
+      if (monotone) kept = load<kNeighbours>(mask + i);
+#pragma unroll
+      for (int e = 0; e < kNeighbours; ++e) {
+        key[e] = monotone && kept.item[e] == 0 ? Key(0) : key_of(score.item[e], magnitude);
+      }
+      return;
+    }
+#pragma unroll
+    for (int e = 0; e < kNeighbours; ++e) {
+      key[e] = 0;
+      if (e < there && (!monotone || mask[i + e] != 0)) key[e] = key_of(scores[i + e], magnitude);
+    }
   }
 };
 
@@ -114,15 +141,20 @@ __global__ void __launch_bounds__(Config::kThreads)
   const Stretch<T> stretch(batch);
   const Key prefix = static_cast<Key>(states[stretch.item].threshold);
   unsigned zeros = 0;
-#pragma unroll 8
-  for (int round = 0; round < Config::kRounds; ++round) {
-    if (!stretch.has(round)) continue;
-    const Key key = stretch.key(round);
-    if (!has_prefix(key, prefix, digit)) continue;
-    if (key == 0) {
-      ++zeros;
-    } else {
-      atomicAdd(&histogram[digit_of(key, digit)], 1u);
+  using S = Stretch<T>;
+#pragma unroll 1
+  for (int round = 0; round < S::kRounds; ++round) {
+    Key key[S::kNeighbours];
+    stretch.keys(round, key);
+    const int there = stretch.count(round);
+#pragma unroll
+    for (int e = 0; e < S::kNeighbours; ++e) {
+      if (e >= there || !has_prefix(key[e], prefix, digit)) continue;
+      if (key[e] == 0) {
+        ++zeros;
+      } else {
+        atomicAdd(&histogram[digit_of(key[e], digit)], 1u);
+      }
     }
   }
   zeros = warp_sum(zeros);
@@ -178,9 +210,14 @@ __global__ void __launch_bounds__(Config::kThreads)
   const Stretch<T> stretch(batch);
   const KeyOf<T> threshold = static_cast<KeyOf<T>>(states[stretch.item].threshold);
   unsigned found = 0;
-#pragma unroll 8
-  for (int round = 0; round < Config::kRounds; ++round) {
-    if (stretch.has(round) && stretch.key(round) == threshold) ++found;
+  using S = Stretch<T>;
+#pragma unroll 1
+  for (int round = 0; round < S::kRounds; ++round) {
+    KeyOf<T> key[S::kNeighbours];
+    stretch.keys(round, key);
+    const int there = stretch.count(round);
+#pragma unroll
+    for (int e = 0; e < S::kNeighbours; ++e) found += e < there && key[e] == threshold ? 1 : 0;
   }
   found = warp_sum(found);
   if (threadIdx.x % kWarp == 0) ties[stretch.index] = found;
@@ -231,15 +268,36 @@ __global__ void __launch_bounds__(Config::kThreads)
   const Key threshold = static_cast<Key>(state.threshold);
   const unsigned before_me = (1u << (threadIdx.x % kWarp)) - 1u;
   int64_t left = state.left - static_cast<int64_t>(ties_before[stretch.index]);
-#pragma unroll 8
-  for (int round = 0; round < Config::kRounds; ++round) {
-    const bool there = stretch.has(round);
-    const Key key = there ? stretch.key(round) : ~Key(0);
-    const bool tie = there && key == threshold;
-    const unsigned ties = __ballot_sync(kFullWarp, tie);
-    const bool kept = key > threshold || (tie && __popc(ties & before_me) >= left);
-    if (there) stretch.mask[stretch.element(round)] = kept ? 1 : 0;
-    left -= __popc(ties);
+  using S = Stretch<T>;
+#pragma unroll 1
+  for (int round = 0; round < S::kRounds; ++round) {
+    Key key[S::kNeighbours];
+    stretch.keys(round, key);
+    const int there = stretch.count(round);
+    // ---- Ties before the lane's first element, and in the whole round ----
+    int before = 0, all = 0;
+#pragma unroll
+    for (int e = 0; e < S::kNeighbours; ++e) {
+      const unsigned ties = __ballot_sync(kFullWarp, e < there && key[e] == threshold);
+      before += __popc(ties & before_me);
+      all += __popc(ties);
+    }
+    Vec<uint8_t, S::kNeighbours> kept{};
+#pragma unroll
+    for (int e = 0; e < S::kNeighbours; ++e) {
+      kept.item[e] = key[e] > threshold || (key[e] == threshold && before >= left) ? 1 : 0;
+      before += key[e] == threshold ? 1 : 0;
+    }
+    uint8_t* to = stretch.mask + stretch.element(round);
+    if (stretch.aligned && there == S::kNeighbours) {
+      store(to, kept);
+    } else {
+#pragma unroll
+      for (int e = 0; e < S::kNeighbours; ++e) {
+        if (e < there) to[e] = kept.item[e];
+      }
+    }
+    left -= all;
   }
 }
 

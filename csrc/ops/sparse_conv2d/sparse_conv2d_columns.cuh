@@ -38,23 +38,24 @@ __device__ __forceinline__ void turn_channels(const ColumnArguments& k, const un
   const TilePlan& t = k.a.t;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int warps = static_cast<int>(blockDim.x) / 32;
-  const int stride = static_cast<int>(k.a.p.g.stride);
-  const int pieces = static_cast<int>(k.a.p.g.taps_w) * k.d.lines * k.d.line_pieces;
+  const int shift = static_cast<int>(k.a.p.g.stride) - 1;  // strides are 1 and 2
+  const int rows = static_cast<int>(k.a.p.g.taps_w) * k.d.lines;
   constexpr int kFrom = static_cast<int>(column_position_bytes(kChannels));
   constexpr int kTo = static_cast<int>(turned_piece_bytes(kChannels));
-  for (int piece = static_cast<int>(threadIdx.x) / 32; piece < pieces; piece += warps) {
-    const int x = piece % k.d.line_pieces * 8;
-    const int line = piece / k.d.line_pieces % k.d.lines;
-    const int s = piece / k.d.line_pieces / k.d.lines;
-    const int position = line * t.pitch + s % stride * t.half + s / stride + x + lane % 8;
-    const unsigned char* from = input + position * kFrom + lane / 8 * 16;
-    auto* to = reinterpret_cast<uint32_t*>(turned + piece * kTo) + lane;
+  const unsigned char* from_lane = input + lane % 8 * kFrom + lane / 8 * 16;
+  for (int row = static_cast<int>(threadIdx.x) / 32; row < rows; row += warps) {
+    const int s = row / k.d.lines;
+    const int first = (row - s * k.d.lines) * t.pitch + (s & shift) * t.half + (s >> shift);
+    const unsigned char* from = from_lane + first * kFrom;
+    auto* to = reinterpret_cast<uint32_t*>(turned + row * k.d.line_pieces * kTo) + lane;
+    for (int piece = 0; piece < k.d.line_pieces; ++piece, from += 8 * kFrom, to += kTo / 4) {
 #pragma unroll
-    for (int part = 0; part < kChannels / 8; part += 4) {
-      uint32_t pairs[4];  // pixels 2 (lane % 4) and the next of channels 8 (part + q) + lane / 4
-      load_matrices_transposed(pairs, from + part * 16);
+      for (int part = 0; part < kChannels / 8; part += 4) {
+        uint32_t pairs[4];  // pixels 2 (lane % 4) and the next of channels 8 (part + q) + lane / 4
+        load_matrices_transposed(pairs, from + part * 16);
 #pragma unroll
-      for (int q = 0; q < 4; ++q) to[32 * (part + q)] = pairs[q];
+        for (int q = 0; q < 4; ++q) to[32 * (part + q)] = pairs[q];
+      }
     }
   }
 }
@@ -125,7 +126,7 @@ __global__ void __launch_bounds__(kColumnThreads)
   }
   commit_copies();
 
-  // ---- Channels, 32 at a time; for each, the columns that are kept ----
+  // ---- Channels, a list at a time; for each, the columns that are kept ----
   for (int chunk = 0; chunk < t.chunks; ++chunk) {
     const int32_t following = chunk + 2 <= t.chunks ? within(starts[chunk + 2]) : 0;
     wait_copies<0>();

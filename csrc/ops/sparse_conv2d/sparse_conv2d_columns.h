@@ -13,7 +13,7 @@
 // | places     | [K, 16]        | int16: B (r · S + s) + (channel of B)   | read |
 //
 // Products k of a step have the input of places[k, :] and values as the 16 x 16 matrix lies in the
-// lanes of a warp. What fills a list's last step up are zeros, which read a pixel all the same.
+// lanes of a warp. What fills a step up are zeros, right behind a column and with its place.
 //
 // How: tensor cores want of a column 8 neighbouring pixels side by side, where memory has 32
 // neighbouring channels. So a block brings a list's channels of its pixels as all tiles do, and
@@ -33,8 +33,13 @@
 // cycles of a multiprocessor (docs/cuda.md):
 //   products       16 · 128 · 288 d multiply-adds for each of 16 warps, 1290 a cycle: 7300 d
 //   gathering      as many numbers from shared memory once, 2 bytes: 9216 d, and what banks cost
-//   turning        240 pieces of 8 pixels x 32 channels for 16 warps: 60 reads and 240 writes of
+//   turning        60 pieces of 8 pixels x 32 channels for 16 warps: 60 reads and 240 writes of
 //                  512 and 128 bytes, 480
+//
+// Two turned buffers must fit: with lists of 32 channels and 227 KB kernels of up to 8 x 8 at
+// stride 1 and 4 x 4 at stride 2, with 163 KB (sm_80) 6 x 6 and 3 x 3, with 99 KB (sm_86, 89)
+// 4 x 4 at stride 1 and 1 x 1; with lists of 64 channels 4 x 4, 3 x 3, 2 x 2 at stride 1. Larger
+// ones are refused at the launch.
 #pragma once
 
 #include "ops/sparse_conv2d/sparse_conv2d_tiles.h"
@@ -93,9 +98,11 @@ inline ColumnPlan plan_columns(const TileProblem& p, int64_t shared_limit) {
     const int64_t pieces = lines * d.line_pieces + (above_x < 0 ? 1 << (bit - kLogPiecePixels) : 0);
     d.pixel_bytes[bit - kLogPiecePixels] = static_cast<int>(pieces * turned_piece_bytes(g.block));
   }
-  const int64_t beside = std::max(1, kColumnThreads / column_threads(t));
-  const int64_t room = shared_beside(shared_limit, beside) - 2 * turned(t) - tables(t);
-  t.buffers = room >= 2 * input(t) ? 2 : 1;
+  // As many blocks beside each other as registers and shared memory let there be; then buffers.
+  const int64_t least = input(t) + 2 * turned(t) + tables(t);
+  int64_t beside = std::max(1, kColumnThreads / column_threads(t));
+  while (beside > 1 && shared_beside(shared_limit, beside) < least) --beside;
+  t.buffers = shared_beside(shared_limit, beside) >= least + input(t) ? 2 : 1;
   const int64_t staging = int64_t{t.row_warps} * kStagedPixels * (kColumnRows + 4) * 4;
   const int64_t shared = std::max(t.buffers * input(t) + 2 * turned(t), staging) + tables(t);
   d.turned_bytes = static_cast<int>(std::min<int64_t>(turned(t), INT32_MAX));

@@ -21,12 +21,12 @@ int attribute(cudaDeviceAttr which, int device) {
 // Refuses what this device has no room for; else allows the kernel all shared memory there is: the
 // allowance is the function's, not the launch's, and a launch by another thread must not lower it.
 template <class Kernel>
-unsigned admit(Kernel* kernel, int64_t blocks, int64_t shared_bytes, int64_t limit) {
+unsigned admit(Kernel* kernel, int64_t blocks, int64_t shared_bytes, int64_t limit,
+               const char* remedy = "use torch's dense convolution") {
   if (shared_bytes > limit || blocks > INT32_MAX) {
     throw DeviceError("sparse_conv2d: this layer needs " + std::to_string(shared_bytes) +
                       " bytes of shared memory and " + std::to_string(blocks) +
-                      " blocks; this device has " + std::to_string(limit) +
-                      " and 2^31: use torch's dense convolution");
+                      " blocks; this device has " + std::to_string(limit) + " and 2^31: " + remedy);
   }
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(limit)),
@@ -55,7 +55,9 @@ void launch_columns(const TileProblem& problem, int device, cudaStream_t stream)
   const TilePlan& t = plan.t;
   const int64_t blocks = int64_t{t.tiles_n} * t.tiles_y * t.tiles_x * t.row_blocks;
   const auto kernel = &sparse_conv2d_columns_kernel<T, kChannels>;
-  const unsigned grid = admit(kernel, blocks, t.shared_bytes, limit);
+  const char* remedy =
+      kChannels == 64 ? "pack the weight with list_channels=32" : "use torch's dense convolution";
+  const unsigned grid = admit(kernel, blocks, t.shared_bytes, limit, remedy);
   kernel<<<grid, column_threads(t), static_cast<size_t>(t.shared_bytes), stream>>>(
       {{problem, t}, plan});
   check_launch(kOp);

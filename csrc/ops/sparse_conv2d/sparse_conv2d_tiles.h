@@ -143,7 +143,7 @@ TilePlan arrange_tiles(const TileProblem& p, int least_x, const Fits& fits) {
   const int64_t grid_w = parts(p.out_width, g.upscale);
   TilePlan best{};
   int64_t best_blocks = 0;
-  bool best_fits = false;
+  bool found = false, best_fits = false;
   const bool apart = p.parts > 0;  // pictures; and then the device has no say in the arrangement
   for (int log_n = 0; log_n <= (apart ? 0 : kLogTilePixels - least_x); ++log_n) {
     for (int log_y = 0; log_y <= kLogTilePixels - least_x - log_n; ++log_y) {
@@ -161,7 +161,8 @@ TilePlan arrange_tiles(const TileProblem& p, int least_x, const Fits& fits) {
       const bool fitting = apart || fits(t);
       const bool better =
           blocks < best_blocks || (blocks == best_blocks && t.positions < best.positions);
-      if (best_blocks == 0 || (fitting && (better || !best_fits))) {
+      if (!found || (fitting && (better || !best_fits))) {
+        found = true;
         best_fits = fitting;
         best = t;
         best_blocks = blocks;

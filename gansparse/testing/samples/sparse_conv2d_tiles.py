@@ -168,7 +168,7 @@ def tile_samples(size: Size) -> list[TileSample]:
                                  (7, 2, 3, 1))),
             *(column(f"vector-{r}x{s}-stride-{stride}", (1, 8, 11, 13), 16, (r, s), stride,
                      max(r, s) // 2, sparsity=0.5)
-              for r, s in kernels for stride in (1, 2)),
+              for r, s in kernels for stride in (1, 2) if max(r, s) * stride <= 8),
             *(column(f"vector-picture-{h}x{w}", (1, 8, h, w), 16)
               for h, w in ((1, 1), (1, 130), (129, 1), (17, 9))),
             *(column(f"vector-channels-{c}", (1, c, 5, 5), 20, sparsity=0.8)
@@ -177,13 +177,15 @@ def tile_samples(size: Size) -> list[TileSample]:
                    list_channels=32),
             *(column(f"vector-{k}x{k}-by-64", (1, 72, 9, 11), 20, k, stride, k // 2, sparsity=0.8,
                      list_channels=64)
-              for k, stride in ((1, 1), (3, 2), (5, 1))),
+              for k, stride in ((1, 1), (3, 1), (4, 1))),
+            column("vector-two-buffers-three-lists", (1, 72, 5, 5), 130, sparsity=0.8,
+                   list_channels=32),
             *(column(f"vector-out-{o}", (1, 8, 4, 4), o, residual=True)
               for o in (1, 33, 256, 272, 300)),
             *(column(f"vector-batch-{n}-of-{h}", (n, 8, h, h), 16)
               for n, h in ((3, 4), (17, 2), (130, 1))),
             column("vector-nothing-kept", (1, 8, 5, 5), 32, sparsity=1.0),
-            column("vector-reflect", (1, 8, 11, 18), 16, 7, 2, 3, "reflect", sparsity=0.5),
+            column("vector-reflect", (1, 8, 11, 18), 16, 4, 2, 3, "reflect", sparsity=0.5),
             *(column(f"vector-transposed-{k}-stride-{s}-{p}-{e}", (1, 8, 5, 9), 16, k, s, p,
                      output_padding=e, transposed=True, sparsity=0.5)
               for k, s, p, e in ((3, 1, 1, 0), (4, 2, 1, 1), (7, 2, 3, 1))),
