@@ -43,6 +43,9 @@ SMALL = TINY + tile_samples("edge")
 # The same for warpgroups, which want steps of 32 channels at one tap.
 WHOLE = [replace(s, pattern="2:4", rows=128, sparsity=0.5) for s in SMALL if s.pattern != "vector"]
 MODEL = tile_samples("model")
+COLUMNS = [
+    replace(s, name=f"{s.name} vector", pattern="vector", rows=16, sparsity=0.75) for s in MODEL
+]
 names = {"ids": lambda case: case.name}
 
 
@@ -219,7 +222,7 @@ def check_values(sample: TileSample) -> None:
 
 
 @pytest.mark.cuda
-@pytest.mark.parametrize("sample", SMALL + MODEL, **names)
+@pytest.mark.parametrize("sample", SMALL + MODEL + COLUMNS, **names)
 def test_values(sample: TileSample) -> None:
     check_values(sample)
 
