@@ -137,6 +137,12 @@ def test_cmake_is_as_new_as_the_architectures_are() -> None:
     assert int(least[0]) >= 25
 
 
+def test_cupy_is_to_be_had_for_either_cuda() -> None:
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    extras = re.findall(r'^(cupy[\w-]*) = \["(cupy-cuda\d+x)>=13"\]$', text, re.M)
+    assert dict(extras) == {"cupy": "cupy-cuda13x", "cupy-cuda12": "cupy-cuda12x"}
+
+
 def test_one_version() -> None:
     assert _C.build_info()["version"] == version("gansparse")
 

@@ -69,7 +69,14 @@ def _shared(argument: Any, op: str, name: str) -> Any:
         raise InputError(f"{op}: {name} must be writable: copy it")
     try:
         return from_dlpack(argument)
-    except (AttributeError, BufferError, RuntimeError, TypeError, ValueError) as error:
+    except (
+        AssertionError,  # torch's own, where it was built without the array's kind of device
+        AttributeError,
+        BufferError,
+        RuntimeError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise InputError(f"{op}: {name} cannot be shared through DLPack: {error}") from error
 
 
@@ -77,8 +84,8 @@ def _shared(argument: Any, op: str, name: str) -> Any:
 def _stream_of(array: Any) -> Iterator[torch.cuda.Stream | None]:
     """Make CuPy's current stream torch's, and yield the one that was; nothing for other arrays."""
     cupy = sys.modules.get("cupy")
-    if cupy is None or not isinstance(array, cupy.ndarray):
-        yield None
+    if cupy is None or not isinstance(array, cupy.ndarray) or not torch.cuda.is_available():
+        yield None  # a torch without CUDA refuses CuPy's arrays by itself
         return
     device = torch.device("cuda", array.device.id)
     with array.device:
@@ -91,6 +98,8 @@ def _stream_of(array: Any) -> Iterator[torch.cuda.Stream | None]:
     if handle:  # torch takes 0 for a wish for a new one
         inner = torch.cuda.ExternalStream(handle, device=device)  # type: ignore[no-untyped-call]
     inner.wait_stream(outer)
-    with torch.cuda.stream(inner):
-        yield outer
-    outer.wait_stream(inner)
+    try:
+        with torch.cuda.stream(inner):
+            yield outer
+    finally:  # what an op that fails has begun runs, too
+        outer.wait_stream(inner)
