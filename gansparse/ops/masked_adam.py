@@ -120,7 +120,7 @@ def masked_adam_reference(
         g = -grads[i] if maximize else grads[i]
         if decoupled_weight_decay:
             w.mul_(1 - rate * decay)
-        else:
+        elif decay:
             g = g + decay * w
         m.mul_(beta1).add_((1 - beta1) * g)
         v.mul_(beta2).add_((1 - beta2) * g * g)

@@ -116,6 +116,21 @@ def test_nan_inside_the_mask_stays_visible(device: str) -> None:
     assert arguments["max_exp_avg_sqs"][0].isnan().nonzero().tolist() == [[123]]
 
 
+@pytest.mark.parametrize(
+    "options", [{"weight_decay": 0.0}, {"weight_decay": 0.1, "decoupled_weight_decay": True}]
+)
+def test_infinite_weights_leave_their_moments_alone(device: str, options: dict[str, Any]) -> None:
+    """As in torch: what does not decay does not enter the gradient, not even as 0 times inf."""
+    arguments = Sample("inf", ((1000,),), 0.0, options).arguments(device)
+    reference = copy.deepcopy(arguments)
+    for each, run in ((arguments, masked_adam), (reference, masked_adam_reference)):
+        each["params"][0][::7] = -torch.inf
+        run(**each)
+        assert (each["params"][0][::7] == -torch.inf).all()
+        assert each["exp_avgs"][0].isfinite().all()
+        assert each["exp_avg_sqs"][0].isfinite().all()
+
+
 def test_same_bits_whatever_the_threads(backend: str) -> None:
     if backend == "cuda":
         device, counts = "cuda", (1,)

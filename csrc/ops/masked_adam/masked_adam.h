@@ -101,7 +101,8 @@ GANSPARSE_HD Coefficients<T> coefficients(const Hyper& h, double lr, double step
 template <class T>
 GANSPARSE_HD void update(const Coefficients<T>& c, T grad, T* param, T* exp_avg, T* exp_avg_sq,
                          T* max_exp_avg_sq) {
-  const T g = c.sign * grad + c.l2 * *param;
+  T g = c.sign * grad;
+  if (c.l2 != T(0)) g += c.l2 * *param;  // 0 times an infinite weight would be NaN
   const T m = c.beta1 * *exp_avg + c.rest1 * g;
   const T v = c.beta2 * *exp_avg_sq + c.rest2 * (g * g);
   T second = v;

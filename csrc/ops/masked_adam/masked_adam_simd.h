@@ -27,7 +27,8 @@ template <class Simd, bool kMasked, bool kAmsgrad>
 class VectorUpdate {
  public:
   explicit VectorUpdate(const Coefficients<float>& c)
-      : sign_(Simd::set(c.sign)),
+      : decays_(c.l2 != 0.0f),
+        sign_(Simd::set(c.sign)),
         l2_(Simd::set(c.l2)),
         keep_(Simd::set(c.keep)),
         beta1_(Simd::set(c.beta1)),
@@ -41,7 +42,8 @@ class VectorUpdate {
   // Elements [i, i + kLanes).
   void operator()(const Pointers& p, int64_t i) const {
     const auto w = Simd::load(p.param + i);
-    const auto g = Simd::add_mul(Simd::mul(sign_, Simd::load(p.grad + i)), l2_, w);
+    auto g = Simd::mul(sign_, Simd::load(p.grad + i));
+    if (decays_) g = Simd::add_mul(g, l2_, w);  // 0 times an infinite weight would be NaN
     const auto m = Simd::add_mul(Simd::mul(beta1_, Simd::load(p.exp_avg + i)), rest1_, g);
     const auto v =
         Simd::add_mul(Simd::mul(beta2_, Simd::load(p.exp_avg_sq + i)), rest2_, Simd::mul(g, g));
@@ -63,6 +65,7 @@ class VectorUpdate {
 
  private:
   using Reg = typename Simd::Reg;
+  bool decays_;
   Reg sign_, l2_, keep_, beta1_, rest1_, beta2_, rest2_, negative_step_, inverse_sqrt_c2_, eps_;
 };
 
