@@ -2,11 +2,13 @@
 // One launch of masked_adam's kernel in the emulator.
 // masked_adam_driver ARGUMENTS RESULTS DTYPE SEED
 //
-// Arguments: hyper-parameters (double [7], in the order of Hyper), then for each parameter: param,
+// Arguments: hyper-parameters (double [8]: in the order of Hyper, and whether the learning rate and
+// steps lie on the device, as in a captured graph), then for each parameter: param,
 // grad, exp_avg, exp_avg_sq, max_exp_avg_sq or nothing, mask or nothing, step (float [1]).
 // Results: for each parameter: param, exp_avg, exp_avg_sq, max_exp_avg_sq.
 #include "ops/masked_adam/masked_adam_kernels.cuh"
 
+#include <cmath>
 #include <cstdlib>
 #include <string>
 
@@ -27,6 +29,9 @@ void launch(const double* h, const int64_t* counts, int64_t items, Arguments* re
   Arguments& arguments = *rest;
   Batch<kCapacity> batch{};
   batch.hyper = {h[0], h[1], h[2], h[3], h[4], h[5] != 0, h[6] != 0};
+  const bool on_device = h[7] != 0;
+  const auto lr = static_cast<float>(h[0]);
+  if (on_device) batch.hyper.lr = NAN, batch.device_lr = &lr;
   int64_t blocks = 0;
   for (int i = 0; i < items; ++i) {
     Item& item = batch.items[i];
@@ -37,7 +42,9 @@ void launch(const double* h, const int64_t* counts, int64_t items, Arguments* re
     item.exp_avg_sq = arguments.next<S>();
     item.max_exp_avg_sq = arguments.next<S>();
     item.mask = arguments.next<uint8_t>();
-    item.step = *arguments.next<float>();
+    const float* taken = arguments.next<float>();
+    item.step = on_device ? NAN : *taken;
+    item.device_step = on_device ? taken : nullptr;
     batch.vectorised[i] = aligned(item.param) && aligned(item.grad);
     batch.first_block[i] = static_cast<int>(blocks);
     blocks += (item.numel + Config<T>::kBlockElements - 1) / Config<T>::kBlockElements;

@@ -31,8 +31,9 @@ def as_array(tensor: torch.Tensor) -> np.ndarray:
 
 
 def in_emulator(
-    arguments: dict[str, Any], dtype: torch.dtype, program: Path, variant: str, folder: Path
-) -> dict[str, list[torch.Tensor]]:
+    arguments: dict[str, Any], dtype: torch.dtype, program: Path, variant: str, folder: Path,
+    on_device: bool = False,
+) -> dict[str, list[torch.Tensor]]:  # fmt: skip
     """What the kernel makes of the arguments, flat and in the order of memory."""
     lists = [arguments[name] for name in ("params", "grads", "exp_avgs", "exp_avg_sqs")]
     count = len(lists[0])
@@ -41,7 +42,7 @@ def in_emulator(
     betas = arguments.get("betas", (0.9, 0.999))
     hyper = [arguments["lr"], *betas, arguments.get("eps", 1e-8)]
     names = ("weight_decay", "decoupled_weight_decay", "maximize")
-    hyper += [float(arguments.get(name, 0)) for name in names]
+    hyper += [float(arguments.get(name, 0)) for name in names] + [float(on_device)]
     sizes = np.array([param.numel() for param in lists[0]])
     records: list[np.ndarray | None] = [np.array(hyper), sizes]
     for i in range(count):
@@ -71,10 +72,15 @@ def reference(arguments: dict[str, Any]) -> dict[str, Any]:
     return wide
 
 
-def check(sample: Sample, dtype: torch.dtype, variant: str, programs: Path, folder: Path) -> None:
+def check(
+    sample: Sample, dtype: torch.dtype, variant: str, programs: Path, folder: Path,
+    on_device: bool = False,
+) -> None:  # fmt: skip
     program = building.build("masked_adam_driver", variant, programs)
     arguments = sample.arguments(dtype=dtype)
-    got = in_emulator(arguments, dtype, program, variant, folder)
+    if on_device:  # where it is a float32
+        arguments["lr"] = float(np.float32(arguments["lr"]))
+    got = in_emulator(arguments, dtype, program, variant, folder, on_device)
     want = reference(arguments)
     for i in range(len(sample.shapes)):
         inputs = [arguments[name][i] for name in ("params", "grads", *WRITTEN[1:3])]
@@ -96,6 +102,14 @@ def test_values(sample: Sample, programs: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
 def test_values_of_other_dtypes(dtype: torch.dtype, programs: Path, tmp_path: Path) -> None:
     check(COUNTS, dtype, "plain", programs, tmp_path)
+
+
+@pytest.mark.parametrize("variant", ["plain", "address"])
+def test_learning_rate_and_steps_of_the_device(
+    variant: str, programs: Path, tmp_path: Path
+) -> None:
+    """As in a captured graph; those of the host are NaN then."""
+    check(FEW, torch.float32, variant, programs, tmp_path, on_device=True)
 
 
 def kernel_of(sample: Sample, dtype: torch.dtype) -> str:
