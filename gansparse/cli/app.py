@@ -29,6 +29,7 @@ from gansparse.cli.options import (
     SamplesOption,
     SeedOption,
     ThreadsOption,
+    check_file,
     check_place,
     choose_device,
     say,
@@ -37,7 +38,7 @@ from gansparse.cli.options import (
 )
 from gansparse.cli.originals import translated
 from gansparse.cli.train import train_app
-from gansparse.errors import GansparseError
+from gansparse.errors import GansparseError, InputError
 
 
 class _Group(TyperGroup):
@@ -86,6 +87,10 @@ def report(
     """
     from gansparse.report import fid_table, load_report, write_report
 
+    if out is not None:
+        check_file(out)
+        if out.suffix not in (".html", ".htm"):
+            raise InputError(f"--out {out}: the page is HTML, and its name must end in .html")
     path = write_report(run, out)
     wide_console().print(fid_table(load_report(run)))
     say(f"report  {path}")

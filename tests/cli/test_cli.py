@@ -475,6 +475,10 @@ def test_a_truncated_checkpoint(gansparse, workplace, tmp_path):
 
 def test_report_without_a_comparison(tmp_path):
     refused(process("report", tmp_path), "report.json")
+    refused(process("report", tmp_path, "--out", tmp_path), "is a folder: name the file")
+    page = tmp_path / "report.json"
+    refused(process("report", tmp_path, "--out", page), "its name must end in .html")
+    assert not page.exists()
 
 
 def test_python_m_and_the_script_are_the_same():
