@@ -283,8 +283,8 @@ def line_up(
         raise InputError(f"rounds must be at least 2, got {rounds}")
     for pattern, _ in variants:
         _check_pattern(pattern)
-    patterns = [pattern for pattern, _ in variants[:1]]  # without zeros all are the same
-    variants = [(pattern if share else patterns[0], share) for pattern, share in variants]
+    # Without zeros all patterns are the same: once is enough.
+    variants = [(pattern if share else variants[0][0], share) for pattern, share in variants]
     network, inputs = still(generator, inputs)
     with torch.no_grad(), tempfile.TemporaryDirectory() as folder:
         job = _Job(network, inputs, Path(folder))

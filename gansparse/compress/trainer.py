@@ -163,8 +163,8 @@ class Trainer:
             InputError: ``out`` has checkpoints of a run that is not resumed, or another run is at
                 work in it.
         """
-        writes = self.out is not None and distributed.rank() == 0
-        with alone_in(self.out) if self.out is not None and writes else nullcontext():
+        written = self.out if distributed.rank() == 0 else None
+        with nullcontext() if written is None else alone_in(written):
             return self._run(on_step)
 
     def _run(self, on_step: Callable[[dict[str, Any]], None] | None) -> Result:

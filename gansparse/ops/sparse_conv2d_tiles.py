@@ -239,7 +239,7 @@ def _pack(
     tile, chunk, tap, part = used.nonzero(as_tuple=True)
     counts = used.flatten(0, 1).flatten(1).sum(1)
     of_list = tile * used.shape[1] + chunk
-    starts, places, step, slot = _steps(tap * _PARTS + part, of_list, counts, _PARTS)
+    starts, places, step, slot = _steps(tap * _PARTS + part, of_list, counts)
     steps = len(places)
     # ---- Their weights: [K, V, 32] ----
     products = values.new_zeros(steps, _PARTS, g.vector, _PART)
@@ -331,19 +331,18 @@ def _steps(
     places: Tensor,  # [B], in the order of lists
     of_list: Tensor,  # [B]
     counts: Tensor,  # [L]: of each list
-    most: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Lists [L + 1] as steps of so many places [K, most], and where each place went: step, slot.
+    """Lists [L + 1] as steps of four places [K, 4], and where each place went: step, slot.
 
     What fills a list's last step up is its last place again, so that no input is read which it does
     not have.
     """
-    steps = -(-counts // most)
+    steps = -(-counts // _PARTS)
     starts = torch.cat([counts.new_zeros(1), steps.cumsum(0)])
     number = torch.arange(len(places), device=places.device) - (counts.cumsum(0) - counts)[of_list]
-    step, slot = starts[of_list] + number // most, number % most
+    step, slot = starts[of_list] + number // _PARTS, number % _PARTS
     last = places[(counts.cumsum(0) - 1)[counts > 0]].repeat_interleave(steps[counts > 0])
-    filled = last[:, None].repeat(1, most)
+    filled = last[:, None].repeat(1, _PARTS)
     filled[step, slot] = places
     return starts, filled, step, slot
 

@@ -126,17 +126,20 @@ def test_columns_that_are_read_together_lie_in_different_banks(
     assert max(meet) <= 4
 
 
-def test_what_fills_a_step_up_is_read_already() -> None:
-    for pattern, rows in (("block", 16), ("2:4", 32), ("vector", 16)):
-        sample = TileSample("fill", (1, 40, 4, 4), 40, pattern=pattern, rows=rows, sparsity=0.8)
-        packed = sample.pack_tiles(sample.dense())
-        again = packed.places[:, 1:] == packed.places[:, :-1]
-        matrices = unpack_tiles(packed._replace(values=torch.ones_like(packed.values)))
-        assert again.any()
-        if pattern == "vector":  # each column once, and what fills up adds to one of them
-            of_column = matrices[:, : sample.shape[1]].view(-1, 40, 9)[0]
-            kept = (sample.dense()[0] != 0).flatten(1)
-            assert torch.equal(of_column > 0, kept)
+@pytest.mark.parametrize(
+    ("pattern", "rows", "width"), [("block", 16, 8), ("2:4", 32, 8), ("vector", 16, 1)]
+)
+def test_what_fills_a_step_up_is_read_already(pattern: Any, rows: int, width: int) -> None:
+    """With ones for all values nothing is there but in blocks that hold something."""
+    sample = TileSample("fill", (1, 40, 4, 4), 64, pattern=pattern, rows=rows, sparsity=0.8)
+    packed = sample.pack_tiles(sample.dense())
+    assert (packed.places[:, 1:] == packed.places[:, :-1]).any(), "some step is filled up"
+    ones = packed._replace(values=torch.ones_like(packed.values))
+    read, kept = (
+        F.max_pool3d((x != 0).float()[None].flatten(3), (rows, width, 1), (rows, width, 1))
+        for x in (unpack_tiles(ones), sample.dense())
+    )
+    assert torch.equal(read, kept)
 
 
 def test_metadata_names_the_two_that_stayed() -> None:

@@ -103,8 +103,8 @@ struct Stretch {
     return left <= 0 ? 0 : left < kNeighbours ? static_cast<int>(left) : kNeighbours;
   }
 
-  // The keys of a round, 0 for those that are not there.
-  __device__ __forceinline__ void keys(int round, Key (&key)[kNeighbours]) const {
+  // The keys of a round, 0 for those that are not there, and how many are.
+  __device__ __forceinline__ int keys(int round, Key (&key)[kNeighbours]) const {
     const int64_t i = element(round);
     const int there = count(round);
     if (aligned && there == kNeighbours) {
@@ -115,13 +115,14 @@ struct Stretch {
       for (int e = 0; e < kNeighbours; ++e) {
         key[e] = monotone && kept.item[e] == 0 ? Key(0) : key_of(score.item[e], magnitude);
       }
-      return;
+      return there;
     }
 #pragma unroll
     for (int e = 0; e < kNeighbours; ++e) {
       key[e] = 0;
       if (e < there && (!monotone || mask[i + e] != 0)) key[e] = key_of(scores[i + e], magnitude);
     }
+    return there;
   }
 };
 
@@ -145,8 +146,7 @@ __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll 1
   for (int round = 0; round < S::kRounds; ++round) {
     Key key[S::kNeighbours];
-    stretch.keys(round, key);
-    const int there = stretch.count(round);
+    const int there = stretch.keys(round, key);
 #pragma unroll
     for (int e = 0; e < S::kNeighbours; ++e) {
       if (e >= there || !has_prefix(key[e], prefix, digit)) continue;
@@ -214,8 +214,7 @@ __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll 1
   for (int round = 0; round < S::kRounds; ++round) {
     KeyOf<T> key[S::kNeighbours];
-    stretch.keys(round, key);
-    const int there = stretch.count(round);
+    const int there = stretch.keys(round, key);
 #pragma unroll
     for (int e = 0; e < S::kNeighbours; ++e) found += e < there && key[e] == threshold ? 1 : 0;
   }
@@ -272,8 +271,7 @@ __global__ void __launch_bounds__(Config::kThreads)
 #pragma unroll 1
   for (int round = 0; round < S::kRounds; ++round) {
     Key key[S::kNeighbours];
-    stretch.keys(round, key);
-    const int there = stretch.count(round);
+    const int there = stretch.keys(round, key);
     // ---- Ties before the lane's first element, and in the whole round ----
     int before = 0, all = 0;
 #pragma unroll

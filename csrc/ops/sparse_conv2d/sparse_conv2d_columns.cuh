@@ -107,13 +107,10 @@ __global__ void __launch_bounds__(kColumnThreads)
   const bool apart = t.buffers == 2;  // else a buffer is read before it is filled again
   request_channels<T, kParts>(k.a, source, 0, buffers);
   commit_copies();
-  const int32_t* starts = p.starts + static_cast<int64_t>(has_rows ? row_tile : 0) * t.chunks;
-  const auto within = [&](int32_t step) {
-    return step < 0 ? 0 : step > p.steps ? static_cast<int32_t>(p.steps) : step;
-  };
-  int32_t step = within(starts[0]);
-  int32_t end_of_chunk = within(starts[1]);
-  const int32_t end = has_rows ? within(starts[t.chunks]) : step;
+  const ListStarts starts(p, t, has_rows ? row_tile : 0);
+  int32_t step = starts[0];
+  int32_t end_of_chunk = starts[1];
+  const int32_t end = has_rows ? starts[t.chunks] : step;
   StepColumns next{};
   if (step < end) next.load_step(p, step);
   float sums[C::kTiles][C::kGroups][4] = {};
@@ -128,7 +125,7 @@ __global__ void __launch_bounds__(kColumnThreads)
 
   // ---- Channels, a list at a time; for each, the columns that are kept ----
   for (int chunk = 0; chunk < t.chunks; ++chunk) {
-    const int32_t following = chunk + 2 <= t.chunks ? within(starts[chunk + 2]) : 0;
+    const int32_t following = chunk + 2 <= t.chunks ? starts[chunk + 2] : 0;
     wait_copies<0>();
     __syncthreads();  // this chunk is turned, the next is there, and all are done with the last
     const int odd = chunk % 2;

@@ -72,6 +72,19 @@ __device__ __forceinline__ void wait_copies_but(int pending) {
 
 // ---- Weights ------------------------------------------------------------------------------------
 
+// Where the lists of a row tile begin; what is out of range is brought into it.
+struct ListStarts {
+  const int32_t* starts;
+  int32_t steps;
+
+  __device__ __forceinline__ ListStarts(const TileProblem& p, const TilePlan& t, int row_tile)
+      : starts(p.starts + int64_t{row_tile} * t.chunks), steps(static_cast<int32_t>(p.steps)) {}
+
+  __device__ __forceinline__ int32_t operator[](int list) const {
+    return max(0, min(starts[list], steps));
+  }
+};
+
 // What a lane holds of a step.
 template <class C>
 struct StepWeights {
@@ -182,13 +195,10 @@ __global__ void __launch_bounds__(most_threads(C::kRows, C::kSparse))
     }
     commit_copies();  // empty groups, too: they are counted
   }
-  const int32_t* starts = p.starts + static_cast<int64_t>(has_rows ? row_tile : 0) * t.chunks;
-  const auto within = [&](int32_t step) {
-    return step < 0 ? 0 : step > p.steps ? static_cast<int32_t>(p.steps) : step;
-  };
-  int32_t step = within(starts[0]);
-  int32_t end_of_chunk = within(starts[1]);
-  const int32_t end = has_rows ? within(starts[t.chunks]) : step;
+  const ListStarts starts(p, t, has_rows ? row_tile : 0);
+  int32_t step = starts[0];
+  int32_t end_of_chunk = starts[1];
+  const int32_t end = has_rows ? starts[t.chunks] : step;
   StepWeights<C> next{};
   if (step < end) next.load_step(p, step);
   float sums[C::kTiles][C::kGroups][4] = {};
@@ -197,7 +207,7 @@ __global__ void __launch_bounds__(most_threads(C::kRows, C::kSparse))
   int reading = 0;  // buffer
   int filling = t.buffers - 1;
   for (int chunk = 0; chunk < t.chunks; ++chunk) {
-    const int32_t following = chunk + 2 <= t.chunks ? within(starts[chunk + 2]) : 0;
+    const int32_t following = chunk + 2 <= t.chunks ? starts[chunk + 2] : 0;
     wait_copies_but(t.buffers - 2);
     __syncthreads();  // this chunk's input is there for all, and all have read the last one's
     if (chunk + t.buffers - 1 < t.chunks) {
