@@ -162,8 +162,7 @@ def cuda_versions(facts: dict[str, Any]) -> dict[str, str]:
     """
     if not facts["devices"] or not torch.cuda.is_available():
         return {}
-    core: Any = torch._C
-    known = core._cuda_getDriverVersion()
+    known = facts["driver"]
     smi = _told("nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader")
     driver = [*smi.splitlines()[:1], f"CUDA {known // 1000}.{known % 1000 // 10}"]
     return {

@@ -65,9 +65,11 @@ py::dict build_info() {
 py::dict cuda_devices() {
   py::list devices;
   std::string problem = "built without CUDA";
+  int driver = 0;
 #ifdef GANSPARSE_WITH_CUDA
   const CudaDevices found = find_cuda_devices();
   problem = found.problem;
+  driver = found.driver;
   for (const CudaDevice& device : found.devices) {
     py::dict entry;
     entry["name"] = device.name;
@@ -79,6 +81,7 @@ py::dict cuda_devices() {
   py::dict result;
   result["devices"] = devices;
   result["problem"] = problem;
+  result["driver"] = driver;
   return result;
 }
 
@@ -107,7 +110,8 @@ PYBIND11_MODULE(_C, m) {
 
   m.def("build_info", &build_info, "What was built, and what is in use here, as a dict.");
   m.def("cuda_devices", &cuda_devices,
-        "Devices that the CUDA runtime finds, or why it finds none.");
+        "Devices that the CUDA runtime finds, or why it finds none, and the newest CUDA that the "
+        "driver knows (1000 major + 10 minor; 0: no driver).");
   m.def("simd_level", [] { return name_of(simd_level()); });
   m.def("set_simd_level", &set_simd_level, py::arg("name"),
         "Use this instruction set from now on (tests and benchmarks).");

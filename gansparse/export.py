@@ -81,8 +81,8 @@ def to_torch_export(generator: nn.Module, example: Example, path: str | Path) ->
         buffer = io.BytesIO()
         with quietly():
             torch.export.save(program, buffer)
-        buffer.seek(0)
-        again = torch.export.load(buffer).module()
+            buffer.seek(0)
+            again = torch.export.load(buffer).module()
         # A U-Net captured at twice the width takes no picture that has one pixel at its bottom, and
         # torch 2.6 captures widths that the network itself refuses.
         with contextlib.suppress(AssertionError, RuntimeError):

@@ -52,6 +52,7 @@ def collect() -> dict[str, Any]:
                 for device in found["devices"]
             ],
             "problem": found["problem"],
+            "driver": found["driver"],
             "torch_cuda": torch.version.cuda,
         },
         "ops": {name: list(built) for name, built in _C.OPS.items()},
@@ -81,6 +82,8 @@ def format_info() -> str:
         lines.append(("cuda", f"nvcc {cuda['nvcc']}, for {', '.join(cuda['architectures'])}"))
     else:
         lines.append(("cuda", "not built (no nvcc was found, or GANSPARSE_CUDA=OFF)"))
+    if known := cuda["driver"]:
+        lines.append(("driver", f"knows CUDA {known // 1000}.{known % 1000 // 10}"))
     lines += [
         ("device", f"{d['name']}, compute {d['capability']}, {d['memory_bytes'] / 2**30:.0f} GiB")
         for d in cuda["devices"]

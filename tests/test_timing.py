@@ -70,13 +70,12 @@ def test_what_was_measured_on_a_gpu_tells_all_versions(
     monkeypatch.setattr(harness, "collect", lambda: facts)
     monkeypatch.setattr(harness, "_told", lambda *command: "")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    facts["cuda"] |= {"devices": [{"name": "Some GPU"}], "nvcc": "13.0.88"}
+    facts["cuda"] |= {"devices": [{"name": "Some GPU"}], "nvcc": "13.0.88", "driver": 13010}
     without = harness.machine()
     assert not versions & set(without)
 
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.version, "cuda", "12.8")
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13010, raising=False)
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91002)
     assert harness.machine()["driver"] == "CUDA 13.1", "where there is no nvidia-smi"
     told = {"nvidia-smi": "590.44.01\n590.44.01"}

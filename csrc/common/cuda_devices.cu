@@ -8,6 +8,7 @@ namespace gansparse {
 CudaDevices find_cuda_devices() {
   CudaDevices found;
   int count = 0;
+  if (cudaDriverGetVersion(&found.driver) != cudaSuccess) found.driver = 0;
   cudaError_t status = cudaGetDeviceCount(&count);
   for (int i = 0; status == cudaSuccess && i < count; ++i) {
     cudaDeviceProp p{};
@@ -18,7 +19,7 @@ CudaDevices find_cuda_devices() {
   }
   if (status != cudaSuccess) {
     cudaGetLastError();  // so that the next launch's check does not report this
-    found.problem = cudaGetErrorString(status);
+    found.problem = found.driver == 0 ? "no CUDA driver" : cudaGetErrorString(status);
   } else if (count == 0) {
     found.problem = "no CUDA device";
   }

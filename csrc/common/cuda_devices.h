@@ -17,6 +17,7 @@ struct CudaDevice {
 
 struct CudaDevices {
   std::vector<CudaDevice> devices;
+  int driver = 0;       // the newest CUDA that the driver knows, as 1000 major + 10 minor; 0: none
   std::string problem;  // why there are none, in the runtime's words; "" if there are some
 };
 

@@ -127,11 +127,10 @@ def machine(device: torch.device) -> dict[str, Any]:
             "threads": torch.get_num_threads(),
             **versions,
         }
-    core: Any = torch._C
     gpu, cudnn = torch.cuda.get_device_properties(device), torch.backends.cudnn
     return {
         "gpu": [gpu.name, gpu.major, gpu.minor, gpu.multi_processor_count],
-        "driver": core._cuda_getDriverVersion(),
+        "driver": _C.cuda_devices()["driver"],
         "cuda": [torch.version.cuda, cudnn.version()],  # type: ignore[no-untyped-call]
         "built for": _C.build_info()["cuda_architectures"],
         "tf32": tf32(),

@@ -16,7 +16,7 @@ from networks import conv, picture, seeded
 from on_cuda import Clock, assert_near, inputs, kernels_of, pruned, record_graphs
 from torch import nn
 
-from gansparse import deploy
+from gansparse import _C, deploy
 from gansparse.deploy import cuda, cuda_graph, measure
 from gansparse.deploy.capture import capture
 from gansparse.deploy.fuse import fuse
@@ -376,7 +376,7 @@ def test_times_belong_to_a_gpu_its_driver_and_settings(monkeypatch, cache_folder
     gpu = {"name": "NVIDIA H200", "major": 9, "minor": 0, "multi_processor_count": 132}
     found = type("Properties", (), dict(gpu))
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: found)
-    monkeypatch.setattr(torch._C, "_cuda_getDriverVersion", lambda: 13000, raising=False)
+    monkeypatch.setattr(_C, "cuda_devices", lambda: {"driver": 13000})
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 91200)
     monkeypatch.setattr(measure, "interleaved", lambda runs, **_: dict.fromkeys(runs, 1.0))
@@ -395,7 +395,7 @@ def test_times_belong_to_a_gpu_its_driver_and_settings(monkeypatch, cache_folder
     for where, name, value in (
         (found, "name", "NVIDIA H100"),
         (found, "minor", 1),
-        (torch._C, "_cuda_getDriverVersion", lambda: 13010),
+        (_C, "cuda_devices", lambda: {"driver": 13010}),
         (torch.version, "cuda", "13.1"),
         (torch.backends.cudnn, "version", lambda: 91300),
         (torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32),

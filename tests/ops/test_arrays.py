@@ -69,6 +69,8 @@ def as_tensors(value: Any) -> list[Tensor]:
     """All arrays of an argument."""
     if isinstance(value, list):
         return [tensor for item in value for tensor in as_tensors(item)]
+    if isinstance(value, Tensor):  # torch 2.9 exports none from a device that is not current
+        return [value]
     return [torch.from_dlpack(value)] if hasattr(value, "__dlpack__") else []
 
 

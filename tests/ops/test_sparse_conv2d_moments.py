@@ -56,8 +56,9 @@ def on_tiles(sample: TileSample) -> None:
     assert torch.equal(moments, again[1])
     if sample.out % 8 == 0:
         normed = instance_norm(y, moments=moments)
-        want = torch.nn.functional.instance_norm(y.double())
-        close(normed, want, terms=16)
+        deviation = y.double() - y.double().mean((2, 3), keepdim=True)  # torch refuses 1 x 1
+        want = deviation * (deviation.square().mean((2, 3), keepdim=True) + 1e-5).rsqrt()
+        close(normed, want, terms=16, scale=max(1.0, float(want.abs().max())))
 
 
 @pytest.mark.cuda
@@ -69,7 +70,7 @@ def test_values(sample: TileSample) -> None:
 @pytest.mark.cuda
 @pytest.mark.parametrize("sample", MODEL + SMALL[::7], **names)
 def test_values_on_warpgroups(sample: TileSample) -> None:
-    sample = replace(sample, pattern="2:4", rows=128, sparsity=0.5)
+    sample = replace(sample, pattern="2:4", rows=128, sparsity=0.5, list_channels=None)
     built = "90a" in str(_C.build_info()["cuda_architectures"])
     if built and torch.cuda.get_device_capability() == (9, 0):
         on_tiles(sample)
