@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -350,7 +350,8 @@ class InceptionV3(Steps):
         for module in self.modules():
             if isinstance(module, ConvNorm):
                 module.fold()
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        to: Any = self.to  # older torch's annotation lacks memory_format
+        to(memory_format=torch.channels_last)
         return self
 
     def forward(
