@@ -56,7 +56,8 @@ def wheel(source_distribution: Path, tmp_path_factory: pytest.TempPathFactory) -
     (source,) = (folder for folder in out.iterdir() if folder.is_dir())
     run(
         sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation",
-        "-C", "cmake.define.GANSPARSE_CUDA=OFF", "-C", "cmake.build-type=Debug",
+        "--config-settings", "cmake.define.GANSPARSE_CUDA=OFF",
+        "--config-settings", "cmake.build-type=Debug",
         "-w", str(out), str(source), cwd=out,
     )  # fmt: skip
     (built,) = out.glob("*.whl")

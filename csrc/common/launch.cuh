@@ -8,6 +8,7 @@
 #include <string>
 
 #include "common/check.h"
+#include "common/cuda_language.cuh"
 #include "common/device_memory.h"
 
 namespace gansparse {
@@ -21,9 +22,23 @@ inline void check_cuda(cudaError_t status, const char* op, const char* what) {
   }
 }
 
-// To be called straight after every <<<...>>>. Reports what the launch itself got wrong; it does
-// not wait for the kernel.
+// What the last launch itself got wrong; it does not wait for the kernel.
 inline void check_launch(const char* op) { check_cuda(cudaGetLastError(), op, "kernel launch"); }
+
+// Starts a kernel on the stream; it is not waited for. Without a compiler for devices the emulator
+// runs it (tests/emulated_gpu).
+template <class... Parameters, class... Arguments>
+void launch_kernel(const char* op, void (*kernel)(Parameters...), unsigned blocks, unsigned threads,
+                   int64_t shared_bytes, cudaStream_t stream, const Arguments&... arguments) {
+  const auto bytes = static_cast<size_t>(shared_bytes);
+#ifdef __CUDACC__
+  kernel<<<blocks, threads, bytes, stream>>>(arguments...);
+#else
+  (void)stream;
+  emulator::launch({dim3(blocks), dim3(threads), bytes, 1}, [&] { kernel(arguments...); });
+#endif
+  check_launch(op);
+}
 
 // A stream handle as Python passes it (torch.cuda.current_stream().cuda_stream).
 inline cudaStream_t stream_of(uintptr_t handle) { return reinterpret_cast<cudaStream_t>(handle); }

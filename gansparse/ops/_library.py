@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Any, overload
 
 import torch
@@ -82,7 +83,20 @@ def define_autocast(name: str, dtype: torch.dtype) -> None:
         dtype: what they are brought to there.
     """
     for device in ("cpu", "cuda"):
-        torch.library.register_autocast(f"gansparse::{name}", device, dtype, lib=_LIBRARY)
+        if hasattr(torch.library, "register_autocast"):
+            torch.library.register_autocast(f"gansparse::{name}", device, dtype, lib=_LIBRARY)
+        else:  # torch 2.6
+            key = f"Autocast{device.upper()}"
+            _LIBRARY.impl(name, partial(_without_autocast, name, device, dtype), key)
+
+
+def _without_autocast(name: str, device: str, dtype: torch.dtype, *arguments: Any) -> Any:
+    def cast(x: Any) -> Any:
+        fits = isinstance(x, Tensor) and x.is_floating_point() and x.device.type == device
+        return x.to(dtype) if fits and x.dtype != torch.float64 else x
+
+    with torch.autocast(device, enabled=False):
+        return getattr(torch.ops.gansparse, name)(*map(cast, arguments))
 
 
 @overload

@@ -117,7 +117,7 @@ def _hash_of(source: Path, flags: tuple[str, ...]) -> str:
     return digest.hexdigest()[:20]
 
 
-def _object(source: Path, flags: tuple[str, ...], folder: Path) -> Path:
+def compiled(source: Path, flags: tuple[str, ...], folder: Path) -> Path:
     target = folder / f"{source.stem}-{_hash_of(source, flags)}.o"
     compiler = _compiler()
     assert compiler is not None
@@ -130,8 +130,8 @@ def build(driver: str, variant: str, folder: Path) -> Path:
     how = VARIANTS[variant]
     compiler = _compiler()
     assert compiler is not None
-    objects = [_object(HERE / f"{driver}.cpp", how.flags, folder)]
-    objects += [_object(source, ("-O2", *how.emulator_flags), folder) for source in EMULATOR]
+    objects = [compiled(HERE / f"{driver}.cpp", how.flags, folder)]
+    objects += [compiled(source, ("-O2", *how.emulator_flags), folder) for source in EMULATOR]
     digest = hashlib.sha256(" ".join(map(str, objects)).encode()).hexdigest()[:20]
     target = folder / f"{driver}-{variant}-{digest}"
     once(target, lambda fresh: _run(compiler, *how.link, *objects, "-o", fresh))

@@ -57,7 +57,7 @@ def loops(listing: str) -> dict[str, list[list[str]]]:
 
 def disassemble(instruction_set: str, folder: Path) -> str:
     source = building.CSRC / f"ops/sparse_conv2d/sparse_conv2d_cpu_{instruction_set}.cpp"
-    made = building._object(source, FLAGS[instruction_set], folder)
+    made = building.compiled(source, FLAGS[instruction_set], folder)
     command = ["objdump", "-d", "--no-show-raw-insn", str(made)]
     return subprocess.run(command, capture_output=True, text=True, check=True).stdout
 

@@ -15,9 +15,9 @@ void launch(const Problem& p, cudaStream_t stream) {
                                   cudaFuncAttributePreferredSharedMemoryCarveout,
                                   cudaSharedmemCarveoutMaxShared),
              "feature_moments", "cudaFuncSetAttribute");
-  feature_moments_kernel<T><<<static_cast<unsigned>(tiles), Config::kThreads, 0, stream>>>(
-      static_cast<const T*>(p.features), p.shift, p.total, p.second, p.rows, p.width);
-  check_launch("feature_moments");
+  launch_kernel("feature_moments", feature_moments_kernel<T>, static_cast<unsigned>(tiles),
+                Config::kThreads, 0, stream, static_cast<const T*>(p.features), p.shift, p.total,
+                p.second, p.rows, p.width);
 }
 
 }  // namespace

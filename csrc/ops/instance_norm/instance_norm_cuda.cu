@@ -21,8 +21,7 @@ void launch(const Problem& p, int device, cudaStream_t stream) {
   }
   const auto grid = static_cast<unsigned>(blocks);
   const auto apply = [&] {
-    instance_norm_apply_kernel<T><<<grid, kThreads, 0, stream>>>(a);
-    check_launch(kOp);
+    launch_kernel(kOp, instance_norm_apply_kernel<T>, grid, kThreads, 0, stream, a);
   };
   if (p.moments != nullptr && p.parts <= kMostTiles) return apply();
   const int64_t each = p.moments == nullptr ? 0 : (p.parts + kMostTiles - 1) / kMostTiles;
@@ -31,12 +30,13 @@ void launch(const Problem& p, int device, cudaStream_t stream) {
   const StreamMemory memory(static_cast<size_t>(3 * sums) * sizeof(float), stream, kOp);
   a.partial = memory.at<float>(0);
   if (p.moments == nullptr) {
-    instance_norm_sums_kernel<T><<<grid, kThreads, 0, stream>>>(a, memory.at<float>(0));
+    launch_kernel(kOp, instance_norm_sums_kernel<T>, grid, kThreads, 0, stream, a,
+                  memory.at<float>(0));
   } else {
     const auto joins = static_cast<unsigned>((sums + kThreads - 1) / kThreads);
-    instance_norm_join_kernel<<<joins, kThreads, 0, stream>>>(a, each, memory.at<float>(0));
+    launch_kernel(kOp, instance_norm_join_kernel, joins, kThreads, 0, stream, a, each,
+                  memory.at<float>(0));
   }
-  check_launch(kOp);
   apply();
 }
 

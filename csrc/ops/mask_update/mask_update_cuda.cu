@@ -46,18 +46,17 @@ void launch(const Batch& batch, cudaStream_t stream) {
 
   constexpr int kThreads = Config::kThreads;
   for (int digit = 0; digit < kDigits<T>; ++digit) {
-    mask_update_count_kernel<T><<<blocks, kThreads, 0, stream>>>(batch, states, histograms, digit);
-    check_launch("mask_update");
-    mask_update_choose_kernel<Key>
-        <<<count, kThreads, 0, stream>>>(batch, states, histograms, digit);
-    check_launch("mask_update");
+    launch_kernel("mask_update", mask_update_count_kernel<T>, blocks, kThreads, 0, stream, batch,
+                  states, histograms, digit);
+    launch_kernel("mask_update", mask_update_choose_kernel<Key>, count, kThreads, 0, stream, batch,
+                  states, histograms, digit);
   }
-  mask_update_count_ties_kernel<T><<<blocks, kThreads, 0, stream>>>(batch, states, ties);
-  check_launch("mask_update");
-  mask_update_scan_ties_kernel<<<count, kThreads, 0, stream>>>(batch, ties);
-  check_launch("mask_update");
-  mask_update_write_kernel<T><<<blocks, kThreads, 0, stream>>>(batch, states, ties);
-  check_launch("mask_update");
+  launch_kernel("mask_update", mask_update_count_ties_kernel<T>, blocks, kThreads, 0, stream, batch,
+                states, ties);
+  launch_kernel("mask_update", mask_update_scan_ties_kernel, count, kThreads, 0, stream, batch,
+                ties);
+  launch_kernel("mask_update", mask_update_write_kernel<T>, blocks, kThreads, 0, stream, batch,
+                states, ties);
 }
 
 }  // namespace

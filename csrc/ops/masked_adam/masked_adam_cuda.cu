@@ -49,9 +49,8 @@ int launch_batch(const Item* items, int count, const Hyper& hyper, const float* 
              "a parameter of more than 2^31 blocks");
   batch->count = taken;
   batch->first_block[taken] = static_cast<int>(blocks);
-  masked_adam_update_kernel<T, kCapacity>
-      <<<static_cast<unsigned>(blocks), Config<T>::kThreads, 0, stream>>>(*batch);
-  check_launch("masked_adam");
+  launch_kernel("masked_adam", masked_adam_update_kernel<T, kCapacity>,
+                static_cast<unsigned>(blocks), Config<T>::kThreads, 0, stream, *batch);
   return taken;
 }
 

@@ -44,8 +44,7 @@ void launch(const TileProblem& problem, int device, cudaStream_t stream) {
   const int64_t blocks = int64_t{plan.tiles_n} * plan.tiles_y * plan.tiles_x * plan.row_blocks;
   const auto kernel = &sparse_conv2d_tiles_kernel<T, C>;
   const unsigned grid = admit(kernel, blocks, plan.shared_bytes, limit);
-  kernel<<<grid, tile_threads(plan), static_cast<size_t>(plan.shared_bytes), stream>>>(arguments);
-  check_launch(kOp);
+  launch_kernel(kOp, kernel, grid, tile_threads(plan), plan.shared_bytes, stream, arguments);
 }
 
 template <class T, int kChannels>
@@ -58,9 +57,8 @@ void launch_columns(const TileProblem& problem, int device, cudaStream_t stream)
   const char* remedy =
       kChannels == 64 ? "pack the weight with list_channels=32" : "use torch's dense convolution";
   const unsigned grid = admit(kernel, blocks, t.shared_bytes, limit, remedy);
-  kernel<<<grid, column_threads(t), static_cast<size_t>(t.shared_bytes), stream>>>(
-      {{problem, t}, plan});
-  check_launch(kOp);
+  launch_kernel(kOp, kernel, grid, column_threads(t), t.shared_bytes, stream,
+                ColumnArguments{{problem, t}, plan});
 }
 
 template <class T>
@@ -93,13 +91,11 @@ void launch_gradient(const TileProblem& p, const void* grad, void* dvalues, int 
   const StreamMemory memory(static_cast<size_t>(splits * size) * sizeof(float), stream, kOp);
   k.sums = memory.at<float>(0);
   k.splits = static_cast<int>(splits);
-  kernel<<<grid, kTileGradientThreads, static_cast<size_t>(k.d.shared_bytes), stream>>>(k);
-  check_launch(kOp);
+  launch_kernel(kOp, kernel, grid, kTileGradientThreads, k.d.shared_bytes, stream, k);
   constexpr int64_t kEach = int64_t{4} * kTileGradientThreads;
   const auto add = static_cast<unsigned>((size + kEach - 1) / kEach);
-  sparse_conv2d_tiles_add_kernel<T><<<add, kTileGradientThreads, 0, stream>>>(
-      k.sums, k.splits, size, static_cast<const T*>(p.values), static_cast<T*>(dvalues));
-  check_launch(kOp);
+  launch_kernel(kOp, sparse_conv2d_tiles_add_kernel<T>, add, kTileGradientThreads, 0, stream,
+                k.sums, k.splits, size, static_cast<const T*>(p.values), static_cast<T*>(dvalues));
 }
 
 template <class T>
@@ -117,8 +113,7 @@ template <bool kVector, int kPixels>
 void launch_lists(const ListArguments& a, int64_t limit, cudaStream_t stream) {
   const auto kernel = &sparse_conv2d_lists_kernel<kVector, kPixels>;
   const unsigned grid = admit(kernel, list_tiles(a.t) * a.t.row_blocks, a.t.shared_bytes, limit);
-  kernel<<<grid, kListThreads, static_cast<size_t>(a.t.shared_bytes), stream>>>(a);
-  check_launch(kOp);
+  launch_kernel(kOp, kernel, grid, kListThreads, a.t.shared_bytes, stream, a);
 }
 
 }  // namespace
@@ -157,13 +152,12 @@ void run_gradient_cuda(const Problem& p, const float* grad, float* dvalues, int 
   const StreamMemory memory(static_cast<size_t>(splits > 1 ? splits * size : 1) * sizeof(float),
                             stream, kOp);
   if (splits > 1) d.sums = memory.at<float>(0);
-  sparse_conv2d_gradient_kernel<<<grid, kGradientThreads, static_cast<size_t>(d.a.t.shared_bytes),
-                                  stream>>>(d);
-  check_launch(kOp);
+  launch_kernel(kOp, sparse_conv2d_gradient_kernel, grid, kGradientThreads, d.a.t.shared_bytes,
+                stream, d);
   if (splits == 1) return;
   const auto add = static_cast<unsigned>((size + kListThreads - 1) / kListThreads);
-  sparse_conv2d_add_kernel<<<add, kListThreads, 0, stream>>>(d.sums, d.splits, size, dvalues);
-  check_launch(kOp);
+  launch_kernel(kOp, sparse_conv2d_add_kernel, add, kListThreads, 0, stream, d.sums, d.splits, size,
+                dvalues);
 }
 
 void run_cuda(const TileProblem& problem, TileType type, int device, uintptr_t stream) {

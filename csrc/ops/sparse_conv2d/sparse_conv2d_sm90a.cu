@@ -32,9 +32,8 @@ void launch_warpgroups(const TileProblem& problem, int device, cudaStream_t stre
   // All there is: the allowance is the function's, and another thread's launch must not lower it.
   check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, limit), kOp,
              "cudaFuncSetAttribute");
-  kernel<<<static_cast<unsigned>(blocks), kWarpgroupThreads, static_cast<size_t>(plan.shared_bytes),
-           stream>>>(arguments);
-  check_launch(kOp);
+  launch_kernel(kOp, kernel, static_cast<unsigned>(blocks), kWarpgroupThreads, plan.shared_bytes,
+                stream, arguments);
 }
 
 }  // namespace
