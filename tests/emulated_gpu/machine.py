@@ -72,8 +72,17 @@ def gpu_tensors(tree: object) -> list[Tensor]:
 class OnHost(TorchDispatchMode):
     """Runs every op that has to do with the emulated GPU on the host."""
 
+    supports_higher_order_operators = True
+
+    @classmethod
+    def is_infra_mode(cls) -> bool:
+        """Or torch.compile would leave all to eager where it is on."""
+        return True
+
     def __torch_dispatch__(self, op: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
+        if isinstance(op, torch._ops.HigherOrderOperator):
+            return op(*args, **kwargs)
         leaves = tree_flatten((args, kwargs))[0]
         device = next((x for x in leaves if isinstance(x, torch.device)), None)
         fake = any(isinstance(x, FakeTensor) or "Functional" in type(x).__name__ for x in leaves)
@@ -191,7 +200,7 @@ class Graph:
     def __init__(self, keep_graph: bool = False) -> None:
         self.calls: Calls | None = None
 
-    def capture_begin(self, pool: object = None, capture_error_mode: str = "global") -> None:
+    def capture_begin(self, pool: object = None, **options: object) -> None:
         global capture
         self.calls = capture = []
         CAPTURES.value = 1
