@@ -35,6 +35,9 @@ void launch_kernel(const char* op, void (*kernel)(Parameters...), unsigned block
   kernel<<<blocks, threads, bytes, stream>>>(arguments...);
 #else
   (void)stream;
+  if (blocks == 0 || threads == 0 || threads > 1024) {
+    throw DeviceError(std::string(op) + ": kernel launch failed: invalid configuration");
+  }
   emulator::launch({dim3(blocks), dim3(threads), bytes, 1}, [&] { kernel(arguments...); });
 #endif
   check_launch(op);

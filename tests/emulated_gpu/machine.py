@@ -97,8 +97,8 @@ class OnHost(TorchDispatchMode):
                 return made
         if op in WITHOUT_KERNELS or op.is_view:
             return op(*args, **kwargs)
-        own = op.namespace == "gansparse"
-        run = functools.partial(op if own else functools.partial(host_op, op), *args, **kwargs)
+        function = op if op.namespace == "gansparse" else functools.partial(host_op, op)
+        run = functools.partial(function, *args, **kwargs)
         return recorded(run, written_by(op, args, kwargs))
 
 
